@@ -1,1 +1,651 @@
-//! detector
+//! From points to boxes: model description, ONNX Runtime, decoding, suppression.
+//!
+//! ```no_run
+//! use centerpoint_ptq::cloud::Points;
+//! use centerpoint_ptq::detector::{Detector, ModelDescription, RuntimeOptions};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = ModelDescription::load("models/demo/model.yaml".as_ref())?;
+//! let mut detector = Detector::load(&model, &RuntimeOptions::default())?;
+//! let inference = detector.detect(&Points::default())?;
+//! for detection in &inference.detections {
+//!     println!("{} {:.2}", model.classes[detection.class], detection.score);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod decode;
+pub mod description;
+pub mod nms;
+pub mod runtime;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use ndarray::{Array4, ArrayView2, ArrayView3, ArrayView4, Axis};
+use ort::session::{Session, SessionOutputs};
+use ort::value::{Outlet, TensorRef, ValueType};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+pub use decode::{HeadMaps, HeadViews};
+pub use description::{Head, ModelDescription, ModelError, Precision, TensorName};
+pub use runtime::{Provider, RuntimeError, RuntimeOptions};
+
+use crate::cloud::Points;
+use crate::geometry::Detection;
+use crate::pillars::{Pillarizer, scatter};
+
+/// Why a model was refused or a frame not processed.
+#[derive(Debug, thiserror::Error)]
+pub enum DetectorError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error("cannot read the ONNX file {} that `{key}` names: {source}", path.display())]
+    File {
+        key: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{}: no {kind} `{wanted}` (`{key}`); the graph has {}", path.display(), present.join(", "))]
+    NoTensor {
+        path: PathBuf,
+        key: String,
+        kind: &'static str,
+        wanted: TensorName,
+        present: Vec<String>,
+    },
+    #[error(transparent)]
+    Shape(Box<ShapeMismatch>),
+    #[error("{} failed: {message}", path.display())]
+    Run { path: PathBuf, message: String },
+    #[error(
+        "the model's {tensor} holds NaN, an infinity or a size beyond all bounds ({}); \
+         no boxes can be trusted from this frame",
+        path.display()
+    )]
+    NonFinite { path: PathBuf, tensor: String },
+    #[error("the backbone reads [1, {}, {}, {}], got {got:?}", expected[0], expected[1], expected[2])]
+    Input {
+        expected: [usize; 3],
+        got: Vec<usize>,
+    },
+}
+
+/// A tensor that is not what the description makes it.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {kind} `{tensor}` is {found}, expected {expected}; {advice}", path.display())]
+pub struct ShapeMismatch {
+    pub path: PathBuf,
+    /// Input or output of the graph.
+    pub kind: &'static str,
+    pub tensor: String,
+    pub expected: String,
+    pub found: String,
+    /// What to look at.
+    pub advice: String,
+}
+
+/// Milliseconds of each stage of one frame.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Sorting points into pillars.
+    pub pillars_ms: f64,
+    /// Encoder and scatter.
+    pub encoder_ms: f64,
+    /// Backbone, neck and head.
+    pub backbone_ms: f64,
+    /// Boxes and suppression.
+    pub decode_ms: f64,
+    pub total_ms: f64,
+}
+
+/// What came of one cloud.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Inference {
+    /// By falling score.
+    pub detections: Vec<Detection>,
+    pub timing: Timing,
+    /// Pillars that the encoder saw.
+    pub pillars: usize,
+    /// Pillars lost to `max_pillars`.
+    pub dropped_pillars: usize,
+}
+
+/// A loaded model. Buffers are kept between frames.
+pub struct Detector {
+    model: ModelDescription,
+    pillarizer: Pillarizer,
+    encoder: Graph,
+    backbone: Graph,
+    /// `[1, channels, grid y, grid x]`.
+    spatial: Array4<f32>,
+    bytes: u64,
+    id: String,
+}
+
+impl fmt::Debug for Detector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detector")
+            .field("model", &self.model.name)
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A session with the tensors that the description names.
+struct Graph {
+    path: PathBuf,
+    session: Session,
+    input: String,
+    /// In the order in which they were asked for.
+    outputs: Vec<String>,
+}
+
+impl Graph {
+    /// Opens the file and finds its tensors.
+    fn open(
+        key: &'static str,
+        path: PathBuf,
+        bytes: &[u8],
+        input: &TensorName,
+        outputs: &[(String, TensorName)],
+        options: &RuntimeOptions,
+    ) -> Result<Self, DetectorError> {
+        let mut options = options.clone();
+        if let Some(prefix) = &mut options.profile_to {
+            prefix.as_mut_os_string().push(format!("_{key}"));
+        }
+        // From the bytes that were hashed, so that what runs is what the id says, except when the
+        // graph keeps its weights in a file beside it, which only loading by path finds.
+        let session =
+            match runtime::session_from_bytes(bytes, &path.display().to_string(), &options) {
+                Ok(session) => session,
+                Err(RuntimeError::Session { .. }) => runtime::session_from_file(&path, &options)?,
+                Err(error) => return Err(error.into()),
+            };
+        let input = find(
+            &path,
+            format!("{key}.input"),
+            "input",
+            input,
+            session.inputs(),
+        )?;
+        let outputs = outputs
+            .iter()
+            .map(|(key, name)| find(&path, key.clone(), "output", name, session.outputs()))
+            .collect::<Result<Vec<_>, _>>()?;
+        if session.inputs().len() != 1 {
+            let names: Vec<&str> = session.inputs().iter().map(|i| i.name()).collect();
+            return Err(DetectorError::Shape(Box::new(ShapeMismatch {
+                path,
+                kind: "input",
+                tensor: names.join(", "),
+                expected: "a single tensor".into(),
+                found: format!("{} tensors", names.len()),
+                advice: "this is not the two_part layout".into(),
+            })));
+        }
+        Ok(Graph {
+            path,
+            session,
+            input,
+            outputs,
+        })
+    }
+
+    /// Declared shape of an input or output; dynamic axes are -1. `None` where it is no tensor.
+    fn declared(&self, kind: &'static str, name: &str) -> Option<Vec<i64>> {
+        let outlets = match kind {
+            "input" => self.session.inputs(),
+            _ => self.session.outputs(),
+        };
+        let outlet = outlets.iter().find(|o| o.name() == name)?;
+        match outlet.dtype() {
+            ValueType::Tensor { shape, .. } => Some(shape.to_vec()),
+            _ => None,
+        }
+    }
+
+    /// Refuses a declared shape that the wanted one contradicts; -1 in either fits anything.
+    fn expect(
+        &self,
+        kind: &'static str,
+        name: &str,
+        wanted: &[i64],
+        advice: &str,
+    ) -> Result<(), DetectorError> {
+        let declared = self.declared(kind, name);
+        let fits = declared.as_ref().is_some_and(|found| {
+            found.len() == wanted.len()
+                && found
+                    .iter()
+                    .zip(wanted)
+                    .all(|(f, w)| *f == *w || *f < 0 || *w < 0)
+        });
+        if fits {
+            return Ok(());
+        }
+        Err(self.shape_error(
+            kind,
+            name,
+            axes(wanted),
+            declared.map_or("no tensor".into(), |d| axes(&d)),
+            advice,
+        ))
+    }
+
+    fn shape_error(
+        &self,
+        kind: &'static str,
+        name: &str,
+        expected: String,
+        found: String,
+        advice: &str,
+    ) -> DetectorError {
+        DetectorError::Shape(Box::new(ShapeMismatch {
+            path: self.path.clone(),
+            kind,
+            tensor: name.into(),
+            expected,
+            found,
+            advice: advice.into(),
+        }))
+    }
+
+    fn run_error(path: &Path, error: impl fmt::Display) -> DetectorError {
+        DetectorError::Run {
+            path: path.to_path_buf(),
+            message: error.to_string(),
+        }
+    }
+
+    fn run(
+        &mut self,
+        shape: &[usize],
+        values: &[f32],
+    ) -> Result<SessionOutputs<'_>, DetectorError> {
+        let path = &self.path;
+        let input = TensorRef::from_array_view((shape.to_vec(), values))
+            .map_err(|e| Self::run_error(path, e))?;
+        self.session
+            .run(ort::inputs![self.input.as_str() => input])
+            .map_err(|e| Self::run_error(path, e))
+    }
+}
+
+fn axes(shape: &[i64]) -> String {
+    let axes: Vec<String> = shape
+        .iter()
+        .map(|n| if *n < 0 { "?".into() } else { n.to_string() })
+        .collect();
+    format!("[{}]", axes.join(", "))
+}
+
+fn find(
+    path: &Path,
+    key: String,
+    kind: &'static str,
+    wanted: &TensorName,
+    outlets: &[Outlet],
+) -> Result<String, DetectorError> {
+    let found = match wanted {
+        TensorName::Index(index) => outlets.get(*index),
+        TensorName::Name(name) => outlets.iter().find(|o| o.name() == name),
+    };
+    found
+        .map(|o| o.name().to_string())
+        .ok_or_else(|| DetectorError::NoTensor {
+            path: path.to_path_buf(),
+            key,
+            kind,
+            wanted: wanted.clone(),
+            present: outlets
+                .iter()
+                .enumerate()
+                .map(|(i, o)| format!("{i}: {}", o.name()))
+                .collect(),
+        })
+}
+
+impl Detector {
+    /// Loads a model, checks it against its description, and runs it once on an empty cloud and
+    /// once on a few pillars.
+    pub fn load(model: &ModelDescription, options: &RuntimeOptions) -> Result<Self, DetectorError> {
+        let read = |key: &'static str, path: &Path| {
+            std::fs::read(path).map_err(|source| DetectorError::File {
+                key,
+                path: path.to_path_buf(),
+                source,
+            })
+        };
+        let encoder_bytes = read("encoder.file", &model.encoder_path())?;
+        let backbone_bytes = read("backbone.file", &model.backbone_path())?;
+        let mut hash = Sha256::new();
+        hash.update(&encoder_bytes);
+        hash.update(&backbone_bytes);
+        let id: String = hash.finalize()[..6]
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+
+        let encoder = Graph::open(
+            "encoder",
+            model.encoder_path(),
+            &encoder_bytes,
+            &model.encoder.input,
+            &[("encoder.output".into(), model.encoder.output.clone())],
+            options,
+        )?;
+        let heads: Vec<(String, TensorName)> = model
+            .backbone
+            .outputs
+            .iter()
+            .map(|(head, name)| (format!("backbone.outputs.{head}"), name.clone()))
+            .collect();
+        let backbone = Graph::open(
+            "backbone",
+            model.backbone_path(),
+            &backbone_bytes,
+            &model.backbone.input,
+            &heads,
+            options,
+        )?;
+        let [gx, gy] = model.grid_size();
+        let mut detector = Detector {
+            model: model.clone(),
+            pillarizer: Pillarizer::new(model),
+            encoder,
+            backbone,
+            spatial: Array4::zeros((1, 0, gy, gx)),
+            bytes: (encoder_bytes.len() + backbone_bytes.len()) as u64,
+            id,
+        };
+        detector.check_declared_shapes()?;
+        let channels = detector.probe_encoder()?;
+        detector.spatial = Array4::zeros((1, channels, gy, gx));
+        detector.run_backbone(|_, _| ())?;
+        Ok(detector)
+    }
+
+    fn check_declared_shapes(&self) -> Result<(), DetectorError> {
+        let (model, encoder, backbone) = (&self.model, &self.encoder, &self.backbone);
+        let features = model.feature_count();
+        encoder.expect(
+            "input",
+            &encoder.input,
+            &[-1, model.grid.max_points as i64, features as i64],
+            &format!(
+                "the description's point features and decorations make {features} values, \
+                 `grid.max_points` is {}",
+                model.grid.max_points
+            ),
+        )?;
+        let pillars = encoder.declared("input", &encoder.input);
+        if let Some(fixed) = pillars.and_then(|shape| shape.first().copied())
+            && fixed >= 0
+        {
+            return Err(encoder.shape_error(
+                "input",
+                &encoder.input,
+                "a dynamic number of pillars".into(),
+                format!("fixed to {fixed}"),
+                "export the encoder with a dynamic first axis",
+            ));
+        }
+        let [gx, gy] = model.grid_size();
+        backbone.expect(
+            "input",
+            &backbone.input,
+            &[1, -1, gy as i64, gx as i64],
+            &format!("`grid` makes {gx} x {gy} pillars; check grid.min, grid.max, grid.pillar"),
+        )
+    }
+
+    /// Runs the encoder on a few made-up pillars; returns its channels.
+    fn probe_encoder(&mut self) -> Result<usize, DetectorError> {
+        const PILLARS: usize = 3;
+        let shape = [
+            PILLARS,
+            self.model.grid.max_points,
+            self.model.feature_count(),
+        ];
+        let values: Vec<f32> = (0..shape.iter().product())
+            .map(|i| (i % 17) as f32 / 17.0 - 0.5)
+            .collect();
+        let name = self.encoder.outputs[0].clone();
+        let path = self.encoder.path.clone();
+        let found = {
+            let outputs = self.encoder.run(&shape, &values)?;
+            let (found, values) = outputs[name.as_str()]
+                .try_extract_tensor::<f32>()
+                .map_err(|e| Graph::run_error(&path, e))?;
+            if values.iter().any(|v| !v.is_finite()) {
+                return Err(DetectorError::NonFinite { path, tensor: name });
+            }
+            found.to_vec()
+        };
+        match found.as_slice() {
+            [n, 1, c] | [n, c] if *n == PILLARS as i64 && *c > 0 => {
+                let channels = *c;
+                let backbone = self.backbone.declared("input", &self.backbone.input);
+                match backbone.as_deref() {
+                    Some([_, wanted, _, _]) if *wanted >= 0 && *wanted != channels => {
+                        Err(self.backbone.shape_error(
+                            "input",
+                            &self.backbone.input,
+                            format!("{channels} channels, as the encoder gives"),
+                            format!("{wanted} channels"),
+                            "encoder and backbone are of different models",
+                        ))
+                    }
+                    _ => Ok(channels as usize),
+                }
+            }
+            _ => Err(self.encoder.shape_error(
+                "output",
+                &name,
+                format!("[{PILLARS}, 1, channels] for {PILLARS} pillars"),
+                axes(&found),
+                "check `encoder.output`",
+            )),
+        }
+    }
+
+    /// Boxes in a cloud that lies in the model's frame. An empty cloud is a cloud.
+    pub fn detect(&mut self, points: &Points) -> Result<Inference, DetectorError> {
+        let start = Instant::now();
+        self.pillarizer.build(points);
+        let pillars_done = Instant::now();
+        self.encode()?;
+        let encoder_done = Instant::now();
+        let (detections, backbone_done) = self.run_backbone(|maps, model| {
+            let done = Instant::now();
+            (decode::decode(maps, model), done)
+        })?;
+        let end = Instant::now();
+        let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
+        Ok(Inference {
+            detections,
+            timing: Timing {
+                pillars_ms: ms(start, pillars_done),
+                encoder_ms: ms(pillars_done, encoder_done),
+                backbone_ms: ms(encoder_done, backbone_done),
+                decode_ms: ms(backbone_done, end),
+                total_ms: ms(start, end),
+            },
+            pillars: self.pillarizer.len(),
+            dropped_pillars: self.pillarizer.dropped_pillars(),
+        })
+    }
+
+    /// What the backbone reads for a cloud: `[1, channels, grid y, grid x]`.
+    pub fn spatial_features(&mut self, points: &Points) -> Result<Array4<f32>, DetectorError> {
+        self.pillarizer.build(points);
+        self.encode()?;
+        Ok(self.spatial.clone())
+    }
+
+    /// The raw head maps for spatial features of the shape that
+    /// [`spatial_features`](Self::spatial_features) gives.
+    pub fn heads(&mut self, spatial: &Array4<f32>) -> Result<HeadMaps, DetectorError> {
+        if spatial.dim() != self.spatial.dim() {
+            let (_, c, y, x) = self.spatial.dim();
+            return Err(DetectorError::Input {
+                expected: [c, y, x],
+                got: spatial.shape().to_vec(),
+            });
+        }
+        self.spatial.assign(spatial);
+        self.run_backbone(|maps, _| maps.to_owned())
+    }
+
+    /// Boxes from head maps of this model.
+    pub fn decode(&self, maps: &HeadMaps) -> Vec<Detection> {
+        decode::decode(&maps.view(), &self.model)
+    }
+
+    /// Encodes the pillarizer's pillars into the spatial map.
+    fn encode(&mut self) -> Result<(), DetectorError> {
+        let pillars = self.pillarizer.len();
+        let channels = self.spatial.dim().1;
+        if pillars == 0 {
+            self.spatial.fill(0.0);
+            return Ok(());
+        }
+        let features = self.pillarizer.features();
+        let values = features
+            .as_slice()
+            .expect("pillar features are in standard layout");
+        let path = self.encoder.path.clone();
+        let name = self.encoder.outputs[0].clone();
+        let outputs = self.encoder.run(features.shape(), values)?;
+        let (_, encoded) = outputs[name.as_str()]
+            .try_extract_tensor::<f32>()
+            .map_err(|e| Graph::run_error(&path, e))?;
+        let encoded = ArrayView2::from_shape((pillars, channels), encoded)
+            .map_err(|e| Graph::run_error(&path, e))?;
+        if encoded.iter().any(|v| !v.is_finite()) {
+            return Err(DetectorError::NonFinite { path, tensor: name });
+        }
+        let map = self.spatial.index_axis_mut(Axis(0), 0);
+        scatter(encoded, self.pillarizer.cells(), map);
+        Ok(())
+    }
+
+    /// Runs the backbone on the spatial map and hands its checked maps to `use_maps`.
+    fn run_backbone<T>(
+        &mut self,
+        use_maps: impl FnOnce(&HeadViews<'_>, &ModelDescription) -> T,
+    ) -> Result<T, DetectorError> {
+        let shape = self.spatial.shape().to_vec();
+        let values = self
+            .spatial
+            .as_slice()
+            .expect("the spatial map is in standard layout");
+        let path = self.backbone.path.clone();
+        let names = self.backbone.outputs.clone();
+        let model = &self.model;
+        let outputs = self.backbone.run(&shape, values)?;
+        let view = |head: Head, name: &str| head_view(&path, &outputs, model, head, name);
+        let maps = HeadViews {
+            heatmap: view(Head::Heatmap, &names[0])?,
+            reg: view(Head::Reg, &names[1])?,
+            height: view(Head::Height, &names[2])?,
+            dim: view(Head::Dim, &names[3])?,
+            rot: view(Head::Rot, &names[4])?,
+            vel: match names.get(5) {
+                Some(name) => Some(view(Head::Vel, name)?),
+                None => None,
+            },
+        };
+        if let Some(head) = maps.non_finite(model) {
+            return Err(DetectorError::NonFinite {
+                path,
+                tensor: head.to_string(),
+            });
+        }
+        Ok(use_maps(&maps, model))
+    }
+
+    pub fn description(&self) -> &ModelDescription {
+        &self.model
+    }
+
+    /// The encoder's input for the last cloud, with the cell of each pillar: for comparisons.
+    pub fn pillars(&self) -> (ArrayView3<'_, f32>, &[u32]) {
+        (self.pillarizer.features(), self.pillarizer.cells())
+    }
+
+    /// Size of the ONNX files.
+    pub fn model_bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The first 12 hexadecimal digits of the SHA-256 of encoder and backbone file: which weights
+    /// these are.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Ends profiling, where [`RuntimeOptions::profile_to`] started it; returns the files written,
+    /// the encoder's first.
+    pub fn end_profiling(&mut self) -> Result<Vec<PathBuf>, DetectorError> {
+        [&mut self.encoder, &mut self.backbone]
+            .into_iter()
+            .map(|graph| {
+                graph
+                    .session
+                    .end_profiling()
+                    .map(PathBuf::from)
+                    .map_err(|e| Graph::run_error(&graph.path, e))
+            })
+            .collect()
+    }
+}
+
+/// One head map, if its shape is what the description makes it.
+fn head_view<'a>(
+    path: &Path,
+    outputs: &'a SessionOutputs<'_>,
+    model: &ModelDescription,
+    head: Head,
+    name: &str,
+) -> Result<ArrayView4<'a, f32>, DetectorError> {
+    let (shape, values) = outputs[name]
+        .try_extract_tensor::<f32>()
+        .map_err(|e| Graph::run_error(path, e))?;
+    let [x, y] = model.map_size();
+    let channels = head.channels(model.classes.len());
+    let wanted = [1, channels as i64, y as i64, x as i64];
+    if **shape != wanted {
+        let wrong_channels = shape.len() == 4 && shape[1] != wanted[1];
+        let advice = match (wrong_channels, head) {
+            (true, Head::Heatmap) => format!(
+                "`classes` lists {} names ({}), one per channel",
+                model.classes.len(),
+                model.classes.join(", ")
+            ),
+            (true, _) => format!("check that `backbone.outputs.{head}` names the right output"),
+            (false, _) => format!(
+                "the grid has {} x {} pillars and `grid.downsample` is {}",
+                model.grid_size()[0],
+                model.grid_size()[1],
+                model.grid.downsample
+            ),
+        };
+        return Err(DetectorError::Shape(Box::new(ShapeMismatch {
+            path: path.to_path_buf(),
+            kind: "output",
+            tensor: name.into(),
+            expected: axes(&wanted),
+            found: axes(shape),
+            advice,
+        })));
+    }
+    ArrayView4::from_shape((1, channels, y, x), values).map_err(|e| Graph::run_error(path, e))
+}

@@ -1,0 +1,721 @@
+//! What a model is, in one YAML file: which ONNX files, tensors, grid, features, head conventions
+//! and post-processing. Nothing about a model is hard-coded elsewhere.
+//!
+//! [`ModelDescription::load`] checks everything that can be checked without opening the ONNX files;
+//! [`Detector::load`](super::Detector::load) checks the rest against the graphs.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+/// The `format` that this crate writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// A model and everything needed to run it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelDescription {
+    /// Version of this schema, [`FORMAT`].
+    pub format: u32,
+    pub name: String,
+    #[serde(default)]
+    pub precision: Precision,
+    pub layout: Layout,
+    /// Class names in the order of the heatmap's channels.
+    pub classes: Vec<String>,
+    /// Frame that the model expects its points in and gives its boxes in.
+    #[serde(default = "default_frame")]
+    pub frame: String,
+    pub encoder: Encoder,
+    pub backbone: Backbone,
+    pub points: PointInput,
+    pub grid: GridSpec,
+    pub head: HeadConventions,
+    pub post: PostProcessing,
+    /// Folder that file names are relative to; the description's own.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+fn default_frame() -> String {
+    "base_link".into()
+}
+
+/// Number format of the weights and activations.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    #[default]
+    Float,
+    /// Explicit `QuantizeLinear`/`DequantizeLinear` nodes with 8-bit integers.
+    Int8,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Precision::Float => "float",
+            Precision::Int8 => "int8",
+        })
+    }
+}
+
+/// How the network is cut into ONNX files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// Pillar encoder, scatter on the host, then backbone with neck and head: Autoware's layout.
+    TwoPart,
+}
+
+/// A tensor of a graph, by name or by position among the graph's inputs or outputs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TensorName {
+    Index(usize),
+    Name(String),
+}
+
+impl fmt::Display for TensorName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TensorName::Index(index) => write!(f, "{index}"),
+            TensorName::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The pillar encoder: `[pillars, points, features]` to `[pillars, 1, channels]`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Encoder {
+    /// ONNX file, relative to the description.
+    pub file: PathBuf,
+    pub input: TensorName,
+    pub output: TensorName,
+}
+
+/// Backbone, neck and head: `[1, channels, grid y, grid x]` to the head maps.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backbone {
+    /// ONNX file, relative to the description.
+    pub file: PathBuf,
+    pub input: TensorName,
+    pub outputs: HeadOutputs,
+}
+
+/// Where each head map is found among the backbone's outputs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadOutputs {
+    pub heatmap: TensorName,
+    pub reg: TensorName,
+    pub height: TensorName,
+    pub dim: TensorName,
+    pub rot: TensorName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vel: Option<TensorName>,
+}
+
+impl HeadOutputs {
+    /// Head names with the tensor that each is read from, in a fixed order.
+    pub fn iter(&self) -> impl Iterator<Item = (Head, &TensorName)> {
+        [
+            (Head::Heatmap, Some(&self.heatmap)),
+            (Head::Reg, Some(&self.reg)),
+            (Head::Height, Some(&self.height)),
+            (Head::Dim, Some(&self.dim)),
+            (Head::Rot, Some(&self.rot)),
+            (Head::Vel, self.vel.as_ref()),
+        ]
+        .into_iter()
+        .filter_map(|(head, tensor)| tensor.map(|t| (head, t)))
+    }
+}
+
+/// One of the head's maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Head {
+    /// Class evidence, one channel per class.
+    Heatmap,
+    /// Offset of the centre in the cell, in cells: x, y.
+    Reg,
+    /// Height of the geometric centre, metres.
+    Height,
+    /// Size, in the order and scale that [`HeadConventions`] states.
+    Dim,
+    /// Sine and cosine of the heading.
+    Rot,
+    /// Velocity over ground, m/s.
+    Vel,
+}
+
+impl Head {
+    /// Channels of this map for a model of `classes` classes.
+    pub fn channels(self, classes: usize) -> usize {
+        match self {
+            Head::Heatmap => classes,
+            Head::Height => 1,
+            Head::Reg | Head::Rot | Head::Vel => 2,
+            Head::Dim => 3,
+        }
+    }
+
+    /// The key in the description.
+    pub fn name(self) -> &'static str {
+        match self {
+            Head::Heatmap => "heatmap",
+            Head::Reg => "reg",
+            Head::Height => "height",
+            Head::Dim => "dim",
+            Head::Rot => "rot",
+            Head::Vel => "vel",
+        }
+    }
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which values of a point the model reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointInput {
+    /// Values of a point, in the encoder's order.
+    pub features: Vec<PointFeature>,
+    /// Factor on the sensor's intensity before the encoder sees it.
+    #[serde(default = "one")]
+    pub intensity_scale: f32,
+    /// Sweeps joined into one cloud; the newest counts.
+    #[serde(default = "one_sweep")]
+    pub sweeps: usize,
+    /// Seconds between sweeps that the model was trained with.
+    #[serde(default = "tenth")]
+    pub sweep_period: f32,
+}
+
+fn one() -> f32 {
+    1.0
+}
+fn one_sweep() -> usize {
+    1
+}
+fn tenth() -> f32 {
+    0.1
+}
+
+/// One value of a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PointFeature {
+    X,
+    Y,
+    Z,
+    Intensity,
+    Ring,
+    /// Age of the point's sweep, seconds, positive.
+    TimeLag,
+}
+
+/// Values added to each point of a pillar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Decoration {
+    /// Offset from the mean of the points kept in the pillar: x, y, z.
+    ClusterXyz,
+    /// Offset from the pillar's centre: x, y.
+    CentreXy,
+    /// Offset from the pillar's centre: x, y, z.
+    CentreXyz,
+}
+
+impl Decoration {
+    /// Values that this adds to a point.
+    pub fn width(self) -> usize {
+        match self {
+            Decoration::CentreXy => 2,
+            Decoration::ClusterXyz | Decoration::CentreXyz => 3,
+        }
+    }
+}
+
+/// The bird's-eye-view grid of pillars.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GridSpec {
+    /// Lower bounds x, y, z in metres; a point on one belongs to the grid.
+    pub min: [f32; 3],
+    /// Upper bounds x, y, z in metres; a point on one does not.
+    pub max: [f32; 3],
+    /// Extent of a pillar along x and y in metres.
+    pub pillar: [f32; 2],
+    /// Pillars beyond this many, in order of their first point, are dropped.
+    pub max_pillars: usize,
+    /// Points of a pillar beyond this many, in input order, are dropped.
+    pub max_points: usize,
+    #[serde(default)]
+    pub decorations: Vec<Decoration>,
+    /// Pillars per cell of the head maps, along each axis.
+    pub downsample: usize,
+}
+
+/// How the head's maps are to be read. Families of exporters differ in every one of these.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadConventions {
+    pub heatmap: HeatmapScale,
+    pub dim_scale: DimScale,
+    pub dim_order: DimOrder,
+    pub rot_order: RotOrder,
+    pub yaw: YawConvention,
+    #[serde(default)]
+    pub velocity_frame: VelocityFrame,
+}
+
+/// What the heatmap holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeatmapScale {
+    /// Raw logits; the sigmoid is applied here.
+    Logit,
+    /// Probabilities; the graph has applied the sigmoid.
+    Sigmoid,
+}
+
+/// What `dim` holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DimScale {
+    /// Natural logarithm of metres.
+    Log,
+    /// Metres.
+    Linear,
+}
+
+/// Order of `dim`'s channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DimOrder {
+    /// Width, length, height: det3d, mmdet3d before 1.0, Autoware.
+    Wlh,
+    /// Length, width, height: mmdet3d from 1.0, OpenPCDet.
+    Lwh,
+}
+
+/// Order of `rot`'s channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RotOrder {
+    SinCos,
+    /// OpenPCDet.
+    CosSin,
+}
+
+/// From the network's angle theta = atan2(sin, cos) to the heading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum YawConvention {
+    /// yaw = -theta - pi/2: det3d, mmdet3d before 1.0, Autoware.
+    Legacy,
+    /// yaw = theta: mmdet3d from 1.0, OpenPCDet.
+    Direct,
+}
+
+/// Axes of `vel`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VelocityFrame {
+    /// Along the model frame's x and y.
+    #[default]
+    Ego,
+    /// Along and across the object's own heading.
+    Object,
+}
+
+/// From head maps to the final list of boxes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PostProcessing {
+    /// A cell counts only if it is the maximum of its class in a square of this many cells;
+    /// 3, or 0 for no such test (as Autoware).
+    #[serde(default)]
+    pub peak_kernel: usize,
+    /// Least score per class, 0 to 1.
+    pub score_thresholds: Vec<f32>,
+    /// Least length of the (sin, cos) vector per class; 0 never drops.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub yaw_norm_thresholds: Vec<f32>,
+    /// At most this many boxes come out, best first.
+    #[serde(default = "default_max_detections")]
+    pub max_detections: usize,
+    /// Of two boxes of any class whose centres are closer than this, the better stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub circle_nms: Option<CircleNms>,
+    /// Of two boxes that overlap on the ground by more than this, the better stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iou_nms: Option<IouNms>,
+}
+
+fn default_max_detections() -> usize {
+    500
+}
+
+/// Suppression by distance between centres.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CircleNms {
+    pub distance: f32,
+    pub unit: DistanceUnit,
+}
+
+impl CircleNms {
+    /// The squared distance below which two centres are the same object.
+    pub fn squared_metres(&self) -> f32 {
+        match self.unit {
+            DistanceUnit::Metres => self.distance * self.distance,
+            DistanceUnit::SquaredMetres => self.distance,
+        }
+    }
+}
+
+/// Unit of [`CircleNms::distance`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DistanceUnit {
+    /// Autoware.
+    Metres,
+    /// det3d's and mmdet3d's `min_radius`.
+    SquaredMetres,
+}
+
+/// Suppression by overlap of the footprints.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IouNms {
+    /// Intersection over union above which the worse box goes.
+    pub threshold: f32,
+    /// Pairs whose centres are farther apart than this, in metres, are not compared.
+    pub search_distance: f32,
+    /// Classes that boxes of another class neither suppress nor are suppressed by.
+    /// Left out, it is `PEDESTRIAN`, as in Autoware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub separate_classes: Option<Vec<String>>,
+    /// Which better boxes count.
+    #[serde(default)]
+    pub suppressors: Suppressors,
+}
+
+/// Which better boxes can suppress a box.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Suppressors {
+    /// Those that stay: the usual greedy suppression.
+    #[default]
+    Kept,
+    /// All of them, also those that are themselves suppressed: Autoware.
+    All,
+}
+
+/// Why a description was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    #[error("cannot {action} the model description {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} is not a model description: {message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{}: `{key}` {problem}", path.display())]
+    Invalid {
+        path: PathBuf,
+        key: String,
+        problem: String,
+    },
+}
+
+impl ModelDescription {
+    /// Reads and checks a description. A folder stands for the `model.yaml` in it.
+    pub fn load(path: &Path) -> Result<Self, ModelError> {
+        let path = if path.is_dir() {
+            path.join("model.yaml")
+        } else {
+            path.to_path_buf()
+        };
+        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        Self::parse(&text, &path)
+    }
+
+    /// Parses the text of a description that lies at `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ModelError> {
+        let mut model: Self = serde_yaml::from_str(text).map_err(|e| ModelError::Parse {
+            path: path.to_path_buf(),
+            message: e.to_string(),
+        })?;
+        model.folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+            _ => PathBuf::from("."),
+        };
+        model
+            .check()
+            .map_err(|(key, problem)| ModelError::Invalid {
+                path: path.to_path_buf(),
+                key,
+                problem,
+            })?;
+        Ok(model)
+    }
+
+    /// Writes the description, in one step: a reader sees the old file or the new one.
+    pub fn save(&self, path: &Path) -> Result<(), ModelError> {
+        let write_error = |source| ModelError::Io {
+            action: "write",
+            path: path.to_path_buf(),
+            source,
+        };
+        let text = serde_yaml::to_string(self).map_err(|e| ModelError::Parse {
+            path: path.to_path_buf(),
+            message: e.to_string(),
+        })?;
+        let folder = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(write_error)?;
+        std::io::Write::write_all(&mut file, text.as_bytes()).map_err(write_error)?;
+        file.persist(path).map_err(|e| write_error(e.error))?;
+        Ok(())
+    }
+
+    /// Where the encoder's ONNX file lies.
+    pub fn encoder_path(&self) -> PathBuf {
+        self.folder.join(&self.encoder.file)
+    }
+
+    /// Where the backbone's ONNX file lies.
+    pub fn backbone_path(&self) -> PathBuf {
+        self.folder.join(&self.backbone.file)
+    }
+
+    /// Values per point that the encoder reads.
+    pub fn feature_count(&self) -> usize {
+        let decorations: usize = self.grid.decorations.iter().map(|d| d.width()).sum();
+        self.points.features.len() + decorations
+    }
+
+    /// Pillars along x and y.
+    pub fn grid_size(&self) -> [usize; 2] {
+        let cells = |axis: usize| {
+            ((self.grid.max[axis] - self.grid.min[axis]) / self.grid.pillar[axis]).round() as usize
+        };
+        [cells(0), cells(1)]
+    }
+
+    /// Cells of the head maps along x and y.
+    pub fn map_size(&self) -> [usize; 2] {
+        self.grid_size().map(|n| n / self.grid.downsample)
+    }
+
+    /// Whether each class is left alone by boxes of other classes in the IoU suppression.
+    pub fn separate_classes(&self) -> Vec<bool> {
+        let names: Vec<String> = match self.post.iou_nms.as_ref().map(|n| &n.separate_classes) {
+            Some(Some(names)) => names.clone(),
+            _ => vec!["PEDESTRIAN".into()],
+        };
+        self.classes
+            .iter()
+            .map(|class| names.iter().any(|n| n.eq_ignore_ascii_case(class)))
+            .collect()
+    }
+
+    /// Checks values against each other; the error is the key and what is wrong with it.
+    pub fn check(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: String| Err((key.to_string(), problem));
+        if self.format != FORMAT {
+            return fail(
+                "format",
+                format!("is {}, this version reads {FORMAT}", self.format),
+            );
+        }
+        if self.classes.is_empty() {
+            return fail("classes", "is empty; name the heatmap's channels".into());
+        }
+        for (i, class) in self.classes.iter().enumerate() {
+            if self.classes[..i].contains(class) {
+                return fail("classes", format!("names {class} twice"));
+            }
+        }
+        if self.points.features.is_empty() {
+            return fail("points.features", "is empty".into());
+        }
+        for (i, feature) in self.points.features.iter().enumerate() {
+            if self.points.features[..i].contains(feature) {
+                return fail("points.features", format!("lists {feature:?} twice"));
+            }
+        }
+        if !(self.points.intensity_scale.is_finite() && self.points.intensity_scale != 0.0) {
+            return fail(
+                "points.intensity_scale",
+                format!(
+                    "is {}; give a finite factor other than 0",
+                    self.points.intensity_scale
+                ),
+            );
+        }
+        if self.points.sweeps == 0 {
+            return fail("points.sweeps", "is 0; 1 is a single sweep".into());
+        }
+        let period = self.points.sweep_period;
+        if !(period.is_finite() && period > 0.0) {
+            return fail("points.sweep_period", format!("is {period} s"));
+        }
+        self.check_grid()?;
+        self.check_post()
+    }
+
+    fn check_grid(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: String| Err((key.to_string(), problem));
+        let grid = &self.grid;
+        for (axis, name) in ["x", "y", "z"].into_iter().enumerate() {
+            let (min, max) = (grid.min[axis], grid.max[axis]);
+            if !(min.is_finite() && max.is_finite() && min < max) {
+                return fail(
+                    "grid",
+                    format!("goes from {min} to {max} along {name}; min must be below max"),
+                );
+            }
+        }
+        for (axis, name) in ["x", "y"].into_iter().enumerate() {
+            let pillar = grid.pillar[axis];
+            if !(pillar.is_finite() && pillar > 0.0) {
+                return fail("grid.pillar", format!("is {pillar} m along {name}"));
+            }
+            let cells = (grid.max[axis] - grid.min[axis]) / pillar;
+            if (cells - cells.round()).abs() > 1e-3 * cells.max(1.0) {
+                return fail(
+                    "grid.pillar",
+                    format!(
+                        "of {pillar} m cuts the range along {name} into {cells} pieces; it must be a whole number"
+                    ),
+                );
+            }
+            if cells > 16384.0 {
+                return fail(
+                    "grid.pillar",
+                    format!("of {pillar} m makes {cells} pillars along {name}; 16384 is the limit"),
+                );
+            }
+        }
+        if grid.max_pillars == 0 || grid.max_points == 0 {
+            return fail(
+                "grid",
+                "max_pillars and max_points must be at least 1".into(),
+            );
+        }
+        if grid.max_pillars > 1 << 24 || grid.max_points > 1 << 16 {
+            return fail(
+                "grid",
+                "max_pillars is above 16777216 or max_points above 65536".into(),
+            );
+        }
+        for (i, decoration) in grid.decorations.iter().enumerate() {
+            if grid.decorations[..i].contains(decoration) {
+                return fail("grid.decorations", format!("lists {decoration:?} twice"));
+            }
+        }
+        let [gx, gy] = self.grid_size();
+        if grid.downsample == 0 || gx % grid.downsample != 0 || gy % grid.downsample != 0 {
+            return fail(
+                "grid.downsample",
+                format!(
+                    "is {}; it must divide the grid of {gx} x {gy} pillars",
+                    grid.downsample
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn check_post(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: String| Err((key.to_string(), problem));
+        let post = &self.post;
+        let classes = self.classes.len();
+        if post.peak_kernel != 0 && post.peak_kernel != 3 {
+            return fail(
+                "post.peak_kernel",
+                format!("is {}; 3, or 0 for none", post.peak_kernel),
+            );
+        }
+        if post.score_thresholds.len() != classes {
+            return fail(
+                "post.score_thresholds",
+                format!(
+                    "has {} values for {classes} classes",
+                    post.score_thresholds.len()
+                ),
+            );
+        }
+        if let Some(t) = post
+            .score_thresholds
+            .iter()
+            .find(|t| !(0.0..=1.0).contains(*t))
+        {
+            return fail("post.score_thresholds", format!("has {t}; 0 to 1"));
+        }
+        let norms = &post.yaw_norm_thresholds;
+        if !norms.is_empty() && norms.len() != classes {
+            return fail(
+                "post.yaw_norm_thresholds",
+                format!("has {} values for {classes} classes", norms.len()),
+            );
+        }
+        if let Some(t) = norms.iter().find(|t| !(t.is_finite() && **t >= 0.0)) {
+            return fail("post.yaw_norm_thresholds", format!("has {t}"));
+        }
+        if post.max_detections == 0 {
+            return fail("post.max_detections", "is 0".into());
+        }
+        if let Some(circle) = &post.circle_nms
+            && !(circle.distance.is_finite() && circle.distance >= 0.0)
+        {
+            return fail(
+                "post.circle_nms.distance",
+                format!("is {}", circle.distance),
+            );
+        }
+        if let Some(iou) = &post.iou_nms {
+            if !(0.0..=1.0).contains(&iou.threshold) {
+                return fail(
+                    "post.iou_nms.threshold",
+                    format!("is {}; 0 to 1", iou.threshold),
+                );
+            }
+            if !(iou.search_distance.is_finite() && iou.search_distance >= 0.0) {
+                return fail(
+                    "post.iou_nms.search_distance",
+                    format!("is {} m", iou.search_distance),
+                );
+            }
+            for name in iou.separate_classes.iter().flatten() {
+                if !self.classes.iter().any(|c| c.eq_ignore_ascii_case(name)) {
+                    return fail(
+                        "post.iou_nms.separate_classes",
+                        format!("names {name}, which is not among the classes"),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+}
