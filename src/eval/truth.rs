@@ -1,0 +1,562 @@
+//! Ground truth: labelled boxes per frame, from the project's own `labels.json`, from KITTI's
+//! object files and from nuScenes key frames written as JSON.
+//!
+//! `labels.json` maps the stamp of a frame, in nanoseconds as a string, to its boxes:
+//!
+//! ```json
+//! {"315978406019574000": [{"label": "VEHICLE", "track": "605e47ae", "center": [-11.7, 3.0, 0.5],
+//!   "size_lwh": [4.4, 1.8, 1.6], "yaw": 0.02, "velocity": [0.0, 0.0], "points": 212}]}
+//! ```
+//!
+//! Metres, radians, m/s, in the frame in which the model detects; `track`, `velocity` and `points`
+//! (LiDAR returns on the object) may be absent.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use nalgebra::{Matrix3x4, Point3, Rotation3, UnitQuaternion, Vector2, Vector3};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::cloud::Points;
+use crate::geometry::{Box3d, Pose, wrap_angle};
+
+/// One labelled object.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Truth {
+    pub bbox: Box3d,
+    /// Name in the data set.
+    pub label: String,
+    /// Index into the model's classes; `None` for objects that the model does not know.
+    pub class: Option<usize>,
+    /// Velocity over ground in the frame of the box, m/s.
+    pub velocity: Option<Vector2<f32>>,
+    /// LiDAR returns on the object.
+    pub points: Option<u32>,
+    /// Identity over time.
+    pub track: Option<String>,
+    /// Neither hit nor miss for any class: detections on it are not counted.
+    pub ignored: bool,
+}
+
+/// What went wrong with a file of labels.
+#[derive(Debug, thiserror::Error)]
+pub enum TruthError {
+    #[error("cannot read {path}: {source}")]
+    Io {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{path} is not valid JSON: {source}")]
+    Json {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error("{path}, key {key}: {what}")]
+    Key {
+        path: PathBuf,
+        key: String,
+        what: String,
+    },
+    #[error("{path}, line {line}: {what}")]
+    Line {
+        path: PathBuf,
+        line: usize,
+        what: String,
+    },
+    #[error(
+        "{path} holds no labels: expected labels.json, a folder with one, a nuScenes key frame \
+         (JSON with boxes_lidar), or a KITTI folder with label_2/ and calib/"
+    )]
+    NoLabels { path: PathBuf },
+    #[error("class map rule `{rule}`: {what}")]
+    ClassMap { rule: String, what: String },
+}
+
+/// What a label of the data set means to the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Meaning {
+    Class(usize),
+    /// Detections on such an object count neither for nor against the model.
+    Ignore,
+}
+
+/// From the labels of a data set to the classes of a model.
+///
+/// A label that bears a class's name, in any case, means that class. Rules come first:
+/// `VEHICLE=CAR,LARGE_VEHICLE=ignore`. Other labels are left out, so detections on such objects
+/// are false.
+#[derive(Debug, Clone, Default)]
+pub struct ClassMap {
+    classes: Vec<String>,
+    rules: BTreeMap<String, Meaning>,
+}
+
+impl ClassMap {
+    /// Reads rules of the form `LABEL=CLASS` or `LABEL=ignore`, separated by commas.
+    pub fn new(classes: &[String], rules: &str) -> Result<Self, TruthError> {
+        let mut map = Self {
+            classes: classes.to_vec(),
+            rules: BTreeMap::new(),
+        };
+        for rule in rules.split(',').map(str::trim).filter(|r| !r.is_empty()) {
+            let error = |what: String| TruthError::ClassMap {
+                rule: rule.to_string(),
+                what,
+            };
+            let (label, class) = rule
+                .split_once('=')
+                .ok_or_else(|| error("expected LABEL=CLASS or LABEL=ignore".into()))?;
+            let (label, class) = (label.trim(), class.trim());
+            let meaning = match map.position(class) {
+                Some(index) => Meaning::Class(index),
+                None if class.eq_ignore_ascii_case("ignore") => Meaning::Ignore,
+                None => {
+                    return Err(error(format!(
+                        "the model has no class `{class}`; it has {}",
+                        classes.join(", ")
+                    )));
+                }
+            };
+            map.rules.insert(label.to_lowercase(), meaning);
+        }
+        Ok(map)
+    }
+
+    fn position(&self, class: &str) -> Option<usize> {
+        self.classes
+            .iter()
+            .position(|c| c.eq_ignore_ascii_case(class))
+    }
+
+    fn meaning(&self, label: &str) -> Option<Meaning> {
+        self.rules
+            .get(&label.to_lowercase())
+            .copied()
+            .or_else(|| self.position(label).map(Meaning::Class))
+    }
+
+    fn truth(&self, bbox: Box3d, label: String) -> Truth {
+        let meaning = self.meaning(&label);
+        Truth {
+            bbox,
+            class: match meaning {
+                Some(Meaning::Class(class)) => Some(class),
+                _ => None,
+            },
+            ignored: meaning == Some(Meaning::Ignore),
+            label,
+            velocity: None,
+            points: None,
+            track: None,
+        }
+    }
+}
+
+/// The labels of a recording, by stamp in nanoseconds (by frame number for KITTI).
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Labels {
+    frames: BTreeMap<i64, Vec<Truth>>,
+}
+
+#[derive(Deserialize)]
+struct RawLabel {
+    label: String,
+    #[serde(default)]
+    track: Option<String>,
+    center: Vector3<f32>,
+    size_lwh: Vector3<f32>,
+    yaw: f32,
+    #[serde(default)]
+    velocity: Option<Vector2<f32>>,
+    #[serde(default)]
+    points: Option<u32>,
+}
+
+#[derive(Deserialize)]
+struct RawKeyframe {
+    /// Microseconds as an integer, or seconds.
+    timestamp: serde_json::Number,
+    boxes_lidar: Vec<[f32; 7]>,
+    names: Vec<String>,
+    #[serde(default)]
+    velocity_lidar_xy: Vec<[Option<f32>; 2]>,
+    #[serde(default)]
+    num_lidar_pts: Vec<u32>,
+}
+
+impl Labels {
+    /// Labels made by hand, by stamp in nanoseconds.
+    pub fn from_frames(frames: BTreeMap<i64, Vec<Truth>>) -> Self {
+        Self { frames }
+    }
+
+    /// Reads `labels.json`, a folder that has one (the simulator's bags), a nuScenes key frame
+    /// (JSON), or a KITTI object folder with `label_2/` and `calib/`.
+    pub fn load(path: &Path, map: &ClassMap) -> Result<Self, TruthError> {
+        if path.is_dir() {
+            let inside = path.join("labels.json");
+            if inside.is_file() {
+                return Self::load(&inside, map);
+            }
+            if path.join("label_2").is_dir() {
+                return Self::load_kitti(&path.join("label_2"), &path.join("calib"), map);
+            }
+            return Err(TruthError::NoLabels { path: path.into() });
+        }
+        let text = read(path)?;
+        let json: Value = serde_json::from_str(&text).map_err(|source| TruthError::Json {
+            path: path.into(),
+            source,
+        })?;
+        match json {
+            Value::Object(top) if top.contains_key("boxes_lidar") => {
+                Self::parse_keyframe(path, Value::Object(top), map)
+            }
+            Value::Object(top) => Self::parse_labels(path, top, map),
+            _ => Err(TruthError::NoLabels { path: path.into() }),
+        }
+    }
+
+    fn parse_labels(
+        path: &Path,
+        top: serde_json::Map<String, Value>,
+        map: &ClassMap,
+    ) -> Result<Self, TruthError> {
+        let mut frames = BTreeMap::new();
+        for (stamp, boxes) in top {
+            let error = |key: String, what: String| TruthError::Key {
+                path: path.into(),
+                key,
+                what,
+            };
+            let ns: i64 = stamp.parse().map_err(|_| {
+                error(
+                    stamp.clone(),
+                    "a frame's key is its stamp in nanoseconds".into(),
+                )
+            })?;
+            let Value::Array(boxes) = boxes else {
+                return Err(error(stamp, "expected a list of boxes".into()));
+            };
+            let mut truths = Vec::with_capacity(boxes.len());
+            for (i, value) in boxes.into_iter().enumerate() {
+                let key = || format!("{stamp}[{i}]");
+                let raw: RawLabel =
+                    serde_json::from_value(value).map_err(|e| error(key(), e.to_string()))?;
+                let bbox = Box3d {
+                    center: raw.center,
+                    size: raw.size_lwh,
+                    yaw: raw.yaw,
+                };
+                check(&bbox).map_err(|what| error(key(), what))?;
+                truths.push(Truth {
+                    velocity: raw.velocity,
+                    points: raw.points,
+                    track: raw.track,
+                    ..map.truth(bbox, raw.label)
+                });
+            }
+            frames.insert(ns, truths);
+        }
+        Ok(Self { frames })
+    }
+
+    fn parse_keyframe(path: &Path, json: Value, map: &ClassMap) -> Result<Self, TruthError> {
+        let error = |key: String, what: String| TruthError::Key {
+            path: path.into(),
+            key,
+            what,
+        };
+        let raw: RawKeyframe =
+            serde_json::from_value(json).map_err(|e| error("(top level)".into(), e.to_string()))?;
+        let boxes = raw.boxes_lidar.len();
+        for (key, count) in [
+            ("names", raw.names.len()),
+            ("velocity_lidar_xy", raw.velocity_lidar_xy.len()),
+            ("num_lidar_pts", raw.num_lidar_pts.len()),
+        ] {
+            if count != boxes && !(count == 0 && key != "names") {
+                return Err(error(
+                    key.into(),
+                    format!("{count} entries for {boxes} boxes_lidar"),
+                ));
+            }
+        }
+        let stamp = match raw.timestamp.as_i64() {
+            Some(us) => us.checked_mul(1000),
+            None => raw.timestamp.as_f64().map(|s| (s * 1e9).round() as i64),
+        }
+        .ok_or_else(|| error("timestamp".into(), "out of range".into()))?;
+        let mut truths = Vec::with_capacity(boxes);
+        for (i, ([x, y, z, l, w, h, yaw], name)) in
+            raw.boxes_lidar.into_iter().zip(raw.names).enumerate()
+        {
+            let bbox = Box3d {
+                center: Vector3::new(x, y, z),
+                size: Vector3::new(l, w, h),
+                yaw,
+            };
+            check(&bbox).map_err(|what| error(format!("boxes_lidar[{i}]"), what))?;
+            truths.push(Truth {
+                velocity: match raw.velocity_lidar_xy.get(i) {
+                    Some([Some(vx), Some(vy)]) => Some(Vector2::new(*vx, *vy)),
+                    _ => None,
+                },
+                points: raw.num_lidar_pts.get(i).copied(),
+                ..map.truth(bbox, name)
+            });
+        }
+        Ok(Self {
+            frames: [(stamp, truths)].into(),
+        })
+    }
+
+    /// Reads KITTI object labels (`label_2/000000.txt`) with their calibrations; the boxes come
+    /// out in the Velodyne's frame, keyed by the number in the file's name. They cover only the
+    /// camera's field of view: restrict the evaluation to it with
+    /// [`EvalOptions::sector`](super::EvalOptions).
+    pub fn load_kitti(
+        label_dir: &Path,
+        calib_dir: &Path,
+        map: &ClassMap,
+    ) -> Result<Self, TruthError> {
+        let io = |source| TruthError::Io {
+            path: label_dir.into(),
+            source,
+        };
+        let mut frames = BTreeMap::new();
+        for entry in std::fs::read_dir(label_dir).map_err(io)? {
+            let path = entry.map_err(io)?.path();
+            if path.extension().is_none_or(|e| e != "txt") {
+                continue;
+            }
+            let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or("");
+            let number: i64 = stem.parse().map_err(|_| TruthError::Key {
+                path: path.clone(),
+                key: stem.into(),
+                what: "a KITTI label file is named by its frame's number".into(),
+            })?;
+            let calibration = KittiCalibration::load(&calib_dir.join(format!("{stem}.txt")))?;
+            frames.insert(number, load_kitti_labels(&path, &calibration, map)?);
+        }
+        if frames.is_empty() {
+            return Err(TruthError::NoLabels {
+                path: label_dir.into(),
+            });
+        }
+        Ok(Self { frames })
+    }
+
+    /// The labels of the frame with exactly this stamp; `None` for a frame that nobody labelled.
+    pub fn at(&self, stamp_ns: i64) -> Option<&[Truth]> {
+        self.frames.get(&stamp_ns).map(Vec::as_slice)
+    }
+
+    /// The labels of the frame nearest in time, if within the tolerance.
+    pub fn nearest(&self, stamp_ns: i64, tolerance_ns: u64) -> Option<(i64, &[Truth])> {
+        let before = self.frames.range(..=stamp_ns).next_back();
+        let after = self.frames.range(stamp_ns..).next();
+        before
+            .into_iter()
+            .chain(after)
+            .min_by_key(|(stamp, _)| stamp.abs_diff(stamp_ns))
+            .filter(|(stamp, _)| stamp.abs_diff(stamp_ns) <= tolerance_ns)
+            .map(|(stamp, truths)| (*stamp, truths.as_slice()))
+    }
+
+    /// Stamps and boxes in order of time.
+    pub fn frames(&self) -> impl Iterator<Item = (i64, &[Truth])> {
+        self.frames.iter().map(|(s, t)| (*s, t.as_slice()))
+    }
+
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Moves all boxes to the model's frame. Boxes stay upright: of the rotation, only what it
+    /// does to the heading counts.
+    pub fn transform(&mut self, model_from_labels: &Pose) {
+        for truth in self.frames.values_mut().flatten() {
+            truth.bbox = transform_box(&truth.bbox, model_from_labels);
+            if let Some(v) = &mut truth.velocity {
+                let moved = model_from_labels.rotation * Vector3::new(v.x, v.y, 0.0).cast::<f64>();
+                *v = moved.xy().cast();
+            }
+        }
+    }
+
+    /// How many boxes of each label mean nothing to the model.
+    pub fn unmapped(&self) -> BTreeMap<&str, usize> {
+        let mut counts = BTreeMap::new();
+        for truth in self.frames.values().flatten() {
+            if truth.class.is_none() && !truth.ignored {
+                *counts.entry(truth.label.as_str()).or_default() += 1;
+            }
+        }
+        counts
+    }
+}
+
+/// Fills in [`Truth::points`] where it is missing: returns of the newest sweep inside the box.
+pub fn count_points(truths: &mut [Truth], points: &Points) {
+    for truth in truths.iter_mut().filter(|t| t.points.is_none()) {
+        let bbox = &truth.bbox;
+        let reach = bbox.size.xy().norm() / 2.0;
+        let inside = points.0.iter().filter(|p| {
+            p.time_lag == 0.0
+                && (p.x - bbox.center.x).abs() <= reach
+                && (p.y - bbox.center.y).abs() <= reach
+                && bbox.contains(&Vector3::new(p.x, p.y, p.z))
+        });
+        truth.points = Some(inside.count() as u32);
+    }
+}
+
+/// An upright box in another frame; its heading is the projection of the turned heading on the
+/// new ground plane.
+pub fn transform_box(bbox: &Box3d, target_from_source: &Pose) -> Box3d {
+    let center = target_from_source * Point3::from(bbox.center.cast::<f64>());
+    let (sin, cos) = f64::from(bbox.yaw).sin_cos();
+    let heading = target_from_source.rotation * Vector3::new(cos, sin, 0.0);
+    Box3d {
+        center: center.coords.cast(),
+        size: bbox.size,
+        yaw: wrap_angle(heading.y.atan2(heading.x) as f32),
+    }
+}
+
+fn read(path: &Path) -> Result<String, TruthError> {
+    std::fs::read_to_string(path).map_err(|source| TruthError::Io {
+        path: path.into(),
+        source,
+    })
+}
+
+fn check(bbox: &Box3d) -> Result<(), String> {
+    let numbers = bbox.center.iter().chain(bbox.size.iter());
+    if !numbers.chain([&bbox.yaw]).all(|v| v.is_finite()) {
+        return Err("a box needs finite numbers".into());
+    }
+    if bbox.size.min() <= 0.0 {
+        return Err(format!(
+            "a box needs positive sizes, not {} x {} x {}",
+            bbox.size.x, bbox.size.y, bbox.size.z
+        ));
+    }
+    Ok(())
+}
+
+/// Where KITTI's cameras sit against the Velodyne.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KittiCalibration {
+    /// From the rectified camera frame (x right, y down, z forward) to the Velodyne's.
+    pub velodyne_from_camera: Pose,
+}
+
+impl KittiCalibration {
+    /// Reads `R0_rect` and `Tr_velo_to_cam` of an object calibration file.
+    pub fn load(path: &Path) -> Result<Self, TruthError> {
+        let text = read(path)?;
+        let rect = kitti_matrix::<9>(path, &text, "R0_rect")?;
+        let tr = kitti_matrix::<12>(path, &text, "Tr_velo_to_cam")?;
+        let tr = Matrix3x4::from_row_slice(&tr);
+        // The files round to seven digits; the nearest true rotations are taken.
+        let rect = UnitQuaternion::from_matrix(&nalgebra::Matrix3::from_row_slice(&rect));
+        let rotation = Rotation3::from_matrix(&tr.fixed_columns::<3>(0).into_owned());
+        let camera_from_velodyne = Pose::from_parts(
+            tr.column(3).into_owned().into(),
+            UnitQuaternion::from_rotation_matrix(&rotation),
+        );
+        let rectified_from_camera = Pose::from_parts(nalgebra::Translation3::identity(), rect);
+        Ok(Self {
+            velodyne_from_camera: (rectified_from_camera * camera_from_velodyne).inverse(),
+        })
+    }
+}
+
+fn kitti_matrix<const N: usize>(
+    path: &Path,
+    text: &str,
+    key: &str,
+) -> Result<[f64; N], TruthError> {
+    let error = |what: String| TruthError::Key {
+        path: path.into(),
+        key: key.into(),
+        what,
+    };
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix(key)?.strip_prefix(':'))
+        .ok_or_else(|| error("missing".into()))?;
+    let values: Vec<f64> = line
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<Result<_, _>>()
+        .map_err(|e| error(format!("not a number: {e}")))?;
+    if !values.iter().all(|v| v.is_finite()) {
+        return Err(error("not finite".into()));
+    }
+    let count = values.len();
+    values
+        .try_into()
+        .map_err(|_| error(format!("{count} numbers, expected {N}")))
+}
+
+/// The labels of one KITTI frame in the Velodyne's frame. `DontCare` regions have no box in space
+/// and are left out.
+pub fn load_kitti_labels(
+    path: &Path,
+    calibration: &KittiCalibration,
+    map: &ClassMap,
+) -> Result<Vec<Truth>, TruthError> {
+    parse_kitti_labels(path, &read(path)?, calibration, map)
+}
+
+fn parse_kitti_labels(
+    path: &Path,
+    text: &str,
+    calibration: &KittiCalibration,
+    map: &ClassMap,
+) -> Result<Vec<Truth>, TruthError> {
+    let mut truths = Vec::new();
+    for (i, line) in text.lines().enumerate() {
+        let error = |what: String| TruthError::Line {
+            path: path.into(),
+            line: i + 1,
+            what,
+        };
+        let mut fields = line.split_whitespace();
+        let Some(label) = fields.next() else { continue };
+        if label == "DontCare" {
+            continue;
+        }
+        let values: Vec<f64> = fields
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|e| error(format!("not a number: {e}")))?;
+        // truncated, occluded, alpha, 2D box (4), height, width, length, x, y, z, rotation_y
+        let [.., h, w, l, x, y, z, rotation_y] = values[..] else {
+            return Err(error(format!("{} numbers, expected 14", values.len())));
+        };
+        if values.len() < 14 {
+            return Err(error(format!("{} numbers, expected 14", values.len())));
+        }
+        // KITTI gives the centre of the bottom face, and the heading about the camera's y (down).
+        let center = calibration.velodyne_from_camera * Point3::new(x, y - h / 2.0, z);
+        let heading = calibration.velodyne_from_camera.rotation
+            * Vector3::new(rotation_y.cos(), 0.0, -rotation_y.sin());
+        let bbox = Box3d {
+            center: center.coords.cast(),
+            size: Vector3::new(l, w, h).cast(),
+            yaw: wrap_angle(heading.y.atan2(heading.x) as f32),
+        };
+        check(&bbox).map_err(error)?;
+        truths.push(map.truth(bbox, label.to_string()));
+    }
+    Ok(truths)
+}
