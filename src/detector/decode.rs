@@ -210,3 +210,220 @@ fn is_peak(maps: &HeadViews<'_>, class: usize, y: usize, x: usize) -> bool {
 pub fn decode(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detection> {
     nms::suppress(candidates(maps, model), model)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use std::f32::consts::PI;
+    use std::path::Path;
+
+    /// Two classes on a 4 x 4 map of 2 m cells from -4 m; no suppression.
+    fn model() -> ModelDescription {
+        let path = Path::new("tests/fixtures/tiny/model.yaml");
+        let text = include_str!("../../tests/fixtures/tiny/model.yaml");
+        let mut model = ModelDescription::parse(text, path).unwrap();
+        model.post.peak_kernel = 0;
+        model.post.circle_nms = None;
+        model.post.iou_nms = None;
+        model
+    }
+
+    fn maps() -> HeadMaps {
+        let mut rot = Array4::zeros((1, 2, 4, 4));
+        rot.index_axis_mut(ndarray::Axis(1), 1).fill(1.0);
+        HeadMaps {
+            heatmap: Array4::from_elem((1, 2, 4, 4), -5.0),
+            reg: Array4::zeros((1, 2, 4, 4)),
+            height: Array4::zeros((1, 1, 4, 4)),
+            dim: Array4::zeros((1, 3, 4, 4)),
+            rot,
+            vel: Some(Array4::zeros((1, 2, 4, 4))),
+        }
+    }
+
+    /// Maps with one object in row 1, column 2 of class 0.
+    fn one_object() -> HeadMaps {
+        let mut maps = maps();
+        maps.heatmap[[0, 0, 1, 2]] = 2.0;
+        maps.reg[[0, 0, 1, 2]] = 0.25;
+        maps.reg[[0, 1, 1, 2]] = 0.75;
+        maps.height[[0, 0, 1, 2]] = -0.5;
+        for (i, dim) in [2.0f32, 4.5, 1.5].into_iter().enumerate() {
+            maps.dim[[0, i, 1, 2]] = dim.ln();
+        }
+        maps.rot[[0, 0, 1, 2]] = 0.6;
+        maps.rot[[0, 1, 1, 2]] = 0.8;
+        maps
+    }
+
+    fn only(maps: &HeadMaps, model: &ModelDescription) -> Detection {
+        let found = decode(&maps.view(), model);
+        assert_eq!(found.len(), 1, "{found:?}");
+        found[0].clone()
+    }
+
+    #[test]
+    fn the_centre_is_the_cell_plus_the_offset_in_cells() {
+        let found = only(&one_object(), &model());
+        assert_relative_eq!(
+            found.bbox.center,
+            Vector3::new(2.25 * 2.0 - 4.0, 1.75 * 2.0 - 4.0, -0.5),
+            epsilon = 1e-6
+        );
+        assert_eq!(found.class, 0);
+        assert_relative_eq!(found.score, 0.880797, epsilon = 1e-6);
+    }
+
+    #[test]
+    fn size_order_decides_which_number_is_the_length() {
+        let mut model = model();
+        let wlh = only(&one_object(), &model).bbox.size;
+        assert_relative_eq!(wlh, Vector3::new(4.5, 2.0, 1.5), epsilon = 1e-5);
+        model.head.dim_order = DimOrder::Lwh;
+        let lwh = only(&one_object(), &model).bbox.size;
+        assert_relative_eq!(lwh, Vector3::new(2.0, 4.5, 1.5), epsilon = 1e-5);
+    }
+
+    #[test]
+    fn linear_sizes_are_taken_as_they_are_and_boxes_without_extent_left_out() {
+        let mut model = model();
+        model.head.dim_scale = DimScale::Linear;
+        let mut maps = one_object();
+        for (i, dim) in [2.0, 4.5, 1.5].into_iter().enumerate() {
+            maps.dim[[0, i, 1, 2]] = dim;
+        }
+        let size = only(&maps, &model).bbox.size;
+        assert_eq!(size, Vector3::new(4.5, 2.0, 1.5));
+        maps.dim[[0, 2, 1, 2]] = 0.0;
+        assert!(decode(&maps.view(), &model).is_empty());
+    }
+
+    #[test]
+    fn yaw_follows_rotation_order_and_convention() {
+        let theta = 0.6f32.atan2(0.8);
+        let swapped = 0.8f32.atan2(0.6);
+        let cases = [
+            (RotOrder::SinCos, YawConvention::Direct, theta),
+            (RotOrder::CosSin, YawConvention::Direct, swapped),
+            (RotOrder::SinCos, YawConvention::Legacy, -theta - FRAC_PI_2),
+            (
+                RotOrder::CosSin,
+                YawConvention::Legacy,
+                wrap_angle(-swapped - FRAC_PI_2),
+            ),
+        ];
+        for (order, convention, expected) in cases {
+            let mut model = model();
+            model.head.rot_order = order;
+            model.head.yaw = convention;
+            let yaw = only(&one_object(), &model).bbox.yaw;
+            assert_relative_eq!(yaw, expected, epsilon = 1e-6);
+            assert!(yaw.abs() <= PI);
+        }
+    }
+
+    #[test]
+    fn heatmap_scale_decides_whether_the_sigmoid_is_applied() {
+        let mut model = model();
+        model.head.heatmap = HeatmapScale::Sigmoid;
+        let mut maps = maps();
+        maps.heatmap.fill(0.1);
+        maps.heatmap[[0, 1, 0, 0]] = 0.75;
+        let found = only(&maps, &model);
+        assert_eq!((found.class, found.score), (1, 0.75));
+        model.head.heatmap = HeatmapScale::Logit;
+        // As logits, all 16 cells are above one half.
+        assert_eq!(candidates(&maps.view(), &model).len(), 16);
+    }
+
+    #[test]
+    fn thresholds_are_per_class() {
+        let mut model = model();
+        model.post.score_thresholds = vec![0.95, 0.5];
+        let mut maps = one_object();
+        assert!(decode(&maps.view(), &model).is_empty());
+        maps.heatmap[[0, 1, 3, 3]] = 0.1;
+        assert_eq!(only(&maps, &model).class, 1);
+    }
+
+    #[test]
+    fn a_short_rotation_vector_drops_the_box_unless_its_class_allows_it() {
+        let mut model = model();
+        let mut maps = one_object();
+        maps.rot[[0, 0, 1, 2]] = 0.1;
+        maps.rot[[0, 1, 1, 2]] = 0.2;
+        assert!(decode(&maps.view(), &model).is_empty());
+        model.post.yaw_norm_thresholds = vec![0.0, 0.0];
+        only(&maps, &model);
+        model.post.yaw_norm_thresholds = vec![];
+        only(&maps, &model);
+    }
+
+    #[test]
+    fn with_a_peak_kernel_only_maxima_of_the_class_remain() {
+        let mut model = model();
+        let mut maps = maps();
+        // A ridge of class 0 along row 1 that peaks at column 2, and class 1 on its slope.
+        for (x, value) in [1.0, 2.0, 3.0, 2.5].into_iter().enumerate() {
+            maps.heatmap[[0, 0, 1, x]] = value;
+        }
+        maps.heatmap[[0, 1, 2, 2]] = 1.5;
+        assert_eq!(candidates(&maps.view(), &model).len(), 5);
+        model.post.peak_kernel = 3;
+        let found = candidates(&maps.view(), &model);
+        let cells: Vec<(usize, f32)> = found.iter().map(|d| (d.class, d.bbox.center.y)).collect();
+        assert_eq!(cells, [(0, -2.0), (1, 0.0)]);
+    }
+
+    #[test]
+    fn peaks_on_the_border_count_and_equal_neighbours_are_all_peaks() {
+        let mut model = model();
+        model.post.peak_kernel = 3;
+        let mut maps = maps();
+        for (y, x) in [(0, 0), (3, 3), (3, 2)] {
+            maps.heatmap[[0, 0, y, x]] = 1.0;
+        }
+        assert_eq!(candidates(&maps.view(), &model).len(), 3);
+    }
+
+    #[test]
+    fn candidates_come_by_falling_score_and_equal_ones_in_cell_order() {
+        let mut maps = maps();
+        for (y, x, value) in [(0, 1, 1.0), (0, 3, 2.0), (2, 0, 1.0), (3, 3, 2.0)] {
+            maps.heatmap[[0, 0, y, x]] = value;
+        }
+        let found = candidates(&maps.view(), &model());
+        let cells: Vec<(f32, f32)> = found
+            .iter()
+            .map(|d| ((d.bbox.center.x + 4.0) / 2.0, (d.bbox.center.y + 4.0) / 2.0))
+            .collect();
+        assert_eq!(cells, [(3.0, 0.0), (3.0, 3.0), (1.0, 0.0), (0.0, 2.0)]);
+    }
+
+    #[test]
+    fn velocity_of_the_object_frame_is_turned_by_the_heading() {
+        let mut model = model();
+        model.head.yaw = YawConvention::Direct;
+        let mut maps = one_object();
+        maps.rot[[0, 0, 1, 2]] = 1.0;
+        maps.rot[[0, 1, 1, 2]] = 0.0;
+        maps.vel.as_mut().unwrap()[[0, 0, 1, 2]] = 3.0;
+        let ego = only(&maps, &model).velocity.unwrap();
+        assert_eq!(ego, Vector2::new(3.0, 0.0));
+        model.head.velocity_frame = VelocityFrame::Object;
+        let turned = only(&maps, &model).velocity.unwrap();
+        assert_relative_eq!(turned, Vector2::new(0.0, 3.0), epsilon = 1e-6);
+    }
+
+    #[test]
+    fn sizes_whose_exponential_overflows_are_not_finite() {
+        let model = model();
+        let mut maps = one_object();
+        assert_eq!(maps.view().non_finite(&model), None);
+        maps.dim[[0, 1, 3, 3]] = 89.0;
+        assert_eq!(maps.view().non_finite(&model), Some(Head::Dim));
+        maps.heatmap[[0, 1, 3, 3]] = f32::NAN;
+        assert_eq!(maps.view().non_finite(&model), Some(Head::Heatmap));
+    }
+}

@@ -719,3 +719,120 @@ impl ModelDescription {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TINY: &str = include_str!("../../tests/fixtures/tiny/model.yaml");
+
+    fn parse(text: &str) -> Result<ModelDescription, ModelError> {
+        ModelDescription::parse(text, Path::new("models/x/model.yaml"))
+    }
+
+    fn refusal(from: &str, to: &str) -> String {
+        assert!(TINY.contains(from), "nothing to replace: {from}");
+        parse(&TINY.replace(from, to)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_description_survives_saving_and_loading() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.yaml");
+        let model = parse(TINY).unwrap();
+        model.save(&path).unwrap();
+        let again = ModelDescription::load(folder.path()).unwrap();
+        assert_eq!(again.folder, folder.path());
+        assert_eq!(again.encoder_path(), folder.path().join("encoder.onnx"));
+        let mut again = again;
+        again.folder = model.folder.clone();
+        assert_eq!(again, model);
+    }
+
+    #[test]
+    fn sizes_follow_from_the_description() {
+        let model = parse(TINY).unwrap();
+        assert_eq!(model.feature_count(), 4 + 3 + 2);
+        assert_eq!(model.grid_size(), [8, 8]);
+        assert_eq!(model.map_size(), [4, 4]);
+        assert_eq!(model.separate_classes(), [false, true]);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_name_wherever_it_stands() {
+        for (from, to, key) in [
+            ("name: tiny", "name: tiny\nnmae: x", "nmae"),
+            (
+                "  max_points: 4",
+                "  max_points: 4\n  max_voxels: 9",
+                "max_voxels",
+            ),
+            ("threshold: 0.1", "treshold: 0.1", "treshold"),
+            ("vel: vel", "velo: vel", "velo"),
+        ] {
+            let message = refusal(from, to);
+            assert!(message.contains(key), "{message}");
+            assert!(message.contains("models/x/model.yaml"), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_missing_key_and_an_unknown_choice_are_refused_by_name() {
+        assert!(refusal("  downsample: 2\n", "").contains("downsample"));
+        let message = refusal("dim_order: wlh", "dim_order: hwl");
+        assert!(
+            message.contains("hwl") && message.contains("lwh"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn values_that_contradict_each_other_are_refused_by_key() {
+        for (from, to, key) in [
+            ("format: 1", "format: 2", "`format`"),
+            ("[CAR, PEDESTRIAN]", "[CAR, CAR]", "`classes`"),
+            ("[CAR, PEDESTRIAN]", "[]", "`classes`"),
+            ("[x, y, z, time_lag]", "[x, y, x]", "`points.features`"),
+            ("[1.0, 1.0]", "[0.3, 1.0]", "`grid.pillar`"),
+            ("[1.0, 1.0]", "[.nan, 1.0]", "`grid.pillar`"),
+            ("[1.0, 1.0]", "[1.0e-9, 1.0]", "`grid.pillar`"),
+            ("max: [4.0, 4.0", "max: [-5.0, 4.0", "`grid`"),
+            ("max_points: 4", "max_points: 0", "`grid`"),
+            ("downsample: 2", "downsample: 3", "`grid.downsample`"),
+            ("downsample: 2", "downsample: 0", "`grid.downsample`"),
+            ("peak_kernel: 3", "peak_kernel: 5", "`post.peak_kernel`"),
+            ("[0.5, 0.5]", "[0.5]", "`post.score_thresholds`"),
+            ("[0.5, 0.5]", "[0.5, 1.5]", "`post.score_thresholds`"),
+            ("[0.3, 0.0]", "[0.3, -1.0]", "`post.yaw_norm_thresholds`"),
+            (
+                "max_detections: 10",
+                "max_detections: 0",
+                "`post.max_detections`",
+            ),
+            (
+                "distance: 0.5,",
+                "distance: -1.0,",
+                "`post.circle_nms.distance`",
+            ),
+            (
+                "threshold: 0.1",
+                "threshold: 2.0",
+                "`post.iou_nms.threshold`",
+            ),
+            (
+                "threshold: 0.1",
+                "threshold: 0.1, separate_classes: [DOG]",
+                "`post.iou_nms.separate_classes`",
+            ),
+        ] {
+            let message = refusal(from, to);
+            assert!(message.contains(key), "{key}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_description_that_is_not_there_is_refused_by_path() {
+        let error = ModelDescription::load(Path::new("/nowhere/model.yaml")).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/model.yaml"));
+    }
+}

@@ -5,8 +5,8 @@
 //!
 //! 1. `ORT_DYLIB_PATH`, a file; when it is set nothing else is tried.
 //! 2. Beside the executable, and in `../lib` from there.
-//! 3. The `onnxruntime` wheel of a Python environment: `VIRTUAL_ENV`, then `build/ros2`, then other
-//!    environments in `build/`, where `build` lies above the executable or the working directory.
+//! 3. The `onnxruntime` wheel of a Python environment: `VIRTUAL_ENV`, then `build/ros2/venv`, then
+//!    other environments in `build/`, where `build` lies above the executable or the working directory.
 //! 4. The system's library folders.
 
 use std::env;
@@ -287,7 +287,7 @@ fn candidates() -> Vec<PathBuf> {
     for start in starts.iter().flatten() {
         for above in start.ancestors() {
             let build = above.join("build");
-            found.extend(wheel_libraries(&build.join("ros2")));
+            found.extend(wheel_libraries(&build.join("ros2/venv")));
             for environment in sorted_entries(&build) {
                 if environment.join("pyvenv.cfg").is_file() {
                     found.extend(wheel_libraries(&environment));

@@ -281,3 +281,194 @@ pub fn scatter(encoded: ArrayView2<'_, f32>, cells: &[u32], mut map: ArrayViewMu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use ndarray::{Array2, Array3};
+    use proptest::prelude::*;
+    use std::path::Path;
+
+    /// 8 x 8 pillars of 1 m from -4 m, z from -2 to 2 m, at most 16 pillars of 4 points.
+    fn model() -> ModelDescription {
+        let path = Path::new("tests/fixtures/tiny/model.yaml");
+        let text = include_str!("../../tests/fixtures/tiny/model.yaml");
+        ModelDescription::parse(text, path).unwrap()
+    }
+
+    fn point(x: f32, y: f32, z: f32) -> Point {
+        Point {
+            x,
+            y,
+            z,
+            intensity: 10.0 * x,
+            time_lag: 0.1,
+            ring: 7,
+        }
+    }
+
+    fn build(model: &ModelDescription, points: &[Point]) -> Pillarizer {
+        let mut pillars = Pillarizer::new(model);
+        pillars.build(&Points(points.to_vec()));
+        pillars
+    }
+
+    #[test]
+    fn the_range_is_half_open() {
+        let grid = Grid::new(&model());
+        assert_eq!(grid.cell(&point(-4.0, -4.0, -2.0)), Some(0));
+        assert_eq!(grid.cell(&point(3.9999, 3.9999, 1.9999)), Some(63));
+        for outside in [
+            point(4.0, 0.0, 0.0),
+            point(0.0, 4.0, 0.0),
+            point(0.0, 0.0, 2.0),
+            point(-4.0001, 0.0, 0.0),
+            point(0.0, -4.0001, 0.0),
+            point(0.0, 0.0, -2.0001),
+        ] {
+            assert_eq!(grid.cell(&outside), None, "{outside:?}");
+        }
+    }
+
+    #[test]
+    fn a_point_just_below_the_upper_bound_stays_in_the_grid_where_division_rounds_up() {
+        let mut model = model();
+        model.grid.min = [-76.8, -76.8, -4.0];
+        model.grid.max = [76.8, 76.8, 6.0];
+        model.grid.pillar = [0.32, 0.32];
+        let grid = Grid::new(&model);
+        let edge = 76.8f32.next_down();
+        // The case that this guards against does occur here.
+        assert_eq!(((edge - grid.min[0]) / grid.pillar[0]) as usize, 480);
+        assert_eq!(grid.cell(&point(edge, edge, 0.0)), Some(480 * 480 - 1));
+    }
+
+    #[test]
+    fn features_are_those_of_the_description_in_its_order() {
+        let points = [point(1.25, -2.5, 0.5), point(1.75, -2.25, 1.0)];
+        let pillars = build(&model(), &points);
+        assert_eq!(pillars.cells(), [8 + 5]);
+        assert_eq!(pillars.counts(), [2]);
+        let features = pillars.features();
+        let expected = [
+            [1.25, -2.5, 0.5, 0.1, -0.25, -0.125, -0.25, -0.25, 0.0],
+            [1.75, -2.25, 1.0, 0.1, 0.25, 0.125, 0.25, 0.25, 0.25],
+            [0.0; 9],
+            [0.0; 9],
+        ];
+        for (row, expected) in features
+            .index_axis(ndarray::Axis(0), 0)
+            .outer_iter()
+            .zip(expected)
+        {
+            assert_relative_eq!(row.as_slice().unwrap(), expected.as_slice(), epsilon = 1e-6);
+        }
+
+        let mut other = model();
+        use PointFeature::*;
+        other.points.features = vec![Ring, Intensity, Z];
+        other.points.intensity_scale = 0.5;
+        other.grid.decorations = vec![Decoration::CentreXyz, Decoration::ClusterXyz];
+        other.grid.min[2] = -1.0;
+        let pillars = build(&other, &points);
+        let features = pillars.features();
+        assert_relative_eq!(
+            features.as_slice().unwrap()[..9],
+            [7.0, 6.25, 0.5, -0.25, 0.0, 0.0, -0.25, -0.125, -0.25],
+            epsilon = 1e-6
+        );
+    }
+
+    #[test]
+    fn the_mean_is_over_the_points_kept() {
+        let mut points = vec![point(0.5, 0.5, 0.0); 4];
+        points.push(point(0.5, 0.5, 1.9));
+        let pillars = build(&model(), &points);
+        assert_eq!(pillars.counts(), [4]);
+        assert!(pillars.features().iter().all(|v| *v <= 0.5));
+        // Offsets from a mean of equal points are zero: the fifth did not move it.
+        assert_eq!(pillars.features()[[0, 0, 6]], 0.0);
+    }
+
+    #[test]
+    fn rows_without_a_point_are_zero_also_where_an_earlier_cloud_had_points() {
+        let mut pillars = Pillarizer::new(&model());
+        pillars.build(&Points(vec![point(1.5, 1.5, 1.5); 4]));
+        pillars.build(&Points(vec![point(-1.5, -1.5, -1.5)]));
+        let features = pillars.features();
+        assert_eq!(features.dim(), (1, 4, 9));
+        assert!(features.iter().skip(9).all(|v| *v == 0.0));
+    }
+
+    #[test]
+    fn pillars_beyond_the_limit_are_counted_once_each() {
+        let mut model = model();
+        model.grid.max_pillars = 1;
+        let points = [
+            point(0.5, 0.5, 0.0),
+            point(1.5, 0.5, 0.0),
+            point(1.5, 0.6, 0.0),
+            point(2.5, 0.5, 0.0),
+            point(0.6, 0.5, 0.0),
+        ];
+        let mut pillars = build(&model, &points);
+        assert_eq!((pillars.len(), pillars.dropped_pillars()), (1, 2));
+        assert_eq!(pillars.counts(), [2]);
+        // And they are free again for the next cloud.
+        pillars.build(&Points(vec![point(1.5, 0.5, 0.0)]));
+        assert_eq!((pillars.len(), pillars.dropped_pillars()), (1, 0));
+    }
+
+    #[test]
+    fn scatter_fills_each_column_and_clears_the_rest() {
+        let encoded = Array2::from_shape_vec((2, 2), vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        let mut map = Array3::from_elem((2, 2, 3), 9.0);
+        scatter(encoded.view(), &[4, 0], map.view_mut());
+        let expected = [3.0, 0.0, 0.0, 0.0, 1.0, 0.0, 4.0, 0.0, 0.0, 0.0, 2.0, 0.0];
+        assert_eq!(map.as_slice().unwrap(), expected);
+    }
+
+    proptest! {
+        /// Against a direct reading of the definition, for any cloud.
+        #[test]
+        fn pillars_hold_the_first_points_of_each_cell_in_order(
+            points in prop::collection::vec((-5.0f32..5.0, -5.0f32..5.0, -3.0f32..3.0), 0..300),
+        ) {
+            let model = model();
+            let points: Vec<Point> = points.into_iter().map(|(x, y, z)| point(x, y, z)).collect();
+            let pillars = build(&model, &points);
+
+            let mut cells: Vec<(u32, Vec<Point>)> = Vec::new();
+            let mut outside = 0;
+            for p in &points {
+                let inside = (-4.0..4.0).contains(&p.x)
+                    && (-4.0..4.0).contains(&p.y)
+                    && (-2.0..2.0).contains(&p.z);
+                if !inside {
+                    outside += 1;
+                    continue;
+                }
+                let cell = (p.y + 4.0).floor() as u32 * 8 + (p.x + 4.0).floor() as u32;
+                match cells.iter_mut().find(|(c, _)| *c == cell) {
+                    Some((_, members)) => members.push(*p),
+                    None => cells.push((cell, vec![*p])),
+                }
+            }
+            prop_assert_eq!(pillars.points_outside(), outside);
+            prop_assert_eq!(pillars.len(), cells.len().min(16));
+            prop_assert_eq!(pillars.dropped_pillars(), cells.len().saturating_sub(16));
+            for (i, (cell, members)) in cells.iter().take(16).enumerate() {
+                prop_assert_eq!(pillars.cells()[i], *cell);
+                let kept = members.len().min(4);
+                prop_assert_eq!(pillars.counts()[i] as usize, kept);
+                for (j, p) in members.iter().take(kept).enumerate() {
+                    let row = pillars.features();
+                    prop_assert_eq!([row[[i, j, 0]], row[[i, j, 1]], row[[i, j, 2]]], [p.x, p.y, p.z]);
+                }
+                let sum: f32 = (0..kept).map(|j| pillars.features()[[i, j, 4]]).sum();
+                prop_assert!(sum.abs() < 1e-4);
+            }
+        }
+    }
+}

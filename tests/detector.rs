@@ -1,0 +1,330 @@
+//! The detector on the models of `tests/fixtures/tiny`, whose arithmetic can be done by hand.
+//!
+//! These tests need ONNX Runtime; without it they fail and say where it was looked for.
+
+use std::f32::consts::FRAC_PI_2;
+use std::path::{Path, PathBuf};
+
+use approx::assert_relative_eq;
+use centerpoint_ptq::cloud::{Point, Points};
+use centerpoint_ptq::detector::{
+    Detector, DetectorError, Inference, ModelDescription, Provider, RuntimeOptions, TensorName,
+};
+use nalgebra::Vector2;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny")
+}
+
+fn tiny() -> ModelDescription {
+    ModelDescription::load(&folder()).unwrap()
+}
+
+fn options() -> RuntimeOptions {
+    RuntimeOptions {
+        threads: 1,
+        ..RuntimeOptions::default()
+    }
+}
+
+fn load(model: &ModelDescription) -> Detector {
+    Detector::load(model, &options()).unwrap()
+}
+
+fn refusal(change: impl FnOnce(&mut ModelDescription)) -> String {
+    let mut model = tiny();
+    change(&mut model);
+    Detector::load(&model, &options())
+        .expect_err("the model should be refused")
+        .to_string()
+}
+
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "no `{part}` in: {message}");
+    }
+}
+
+fn cloud(points: &[[f32; 3]]) -> Points {
+    let point = |p: &[f32; 3]| Point {
+        x: p[0],
+        y: p[1],
+        z: p[2],
+        ..Point::default()
+    };
+    Points(points.iter().map(point).collect())
+}
+
+#[test]
+fn one_point_gives_the_box_computed_by_hand() {
+    let found = load(&tiny()).detect(&cloud(&[[1.7, -2.4, 0.5]])).unwrap();
+    assert_eq!((found.pillars, found.dropped_pillars), (1, 0));
+    let [detection] = found.detections.as_slice() else {
+        panic!("{:?}", found.detections);
+    };
+    assert_eq!(detection.class, 0);
+    assert_relative_eq!(detection.score, 1.0 / (1.0 + (-2f32).exp()), epsilon = 1e-6);
+    let b = &detection.bbox;
+    // Pillar (5, 1), map cell (2, 0).
+    assert_relative_eq!(
+        b.center.as_slice(),
+        [1.0, -3.0, 0.5].as_slice(),
+        epsilon = 1e-5
+    );
+    assert_relative_eq!(
+        b.size.as_slice(),
+        [4.0, 2.0, 1.5].as_slice(),
+        epsilon = 1e-5
+    );
+    assert_relative_eq!(b.yaw, -FRAC_PI_2, epsilon = 1e-6);
+    // Offsets from the pillar's centre (1.5, -2.5).
+    assert_relative_eq!(
+        detection.velocity.unwrap(),
+        Vector2::new(0.2, 0.1),
+        epsilon = 1e-5
+    );
+}
+
+#[test]
+fn an_empty_cloud_gives_no_boxes_and_leaves_nothing_behind() {
+    let mut detector = load(&tiny());
+    let one = cloud(&[[1.7, -2.4, 0.5]]);
+    for points in [Points::default(), cloud(&[[100.0, 0.0, 0.0]])] {
+        let before = detector.detect(&one).unwrap().detections;
+        assert_eq!(before.len(), 1);
+        let empty = detector.detect(&points).unwrap();
+        assert_eq!((empty.detections.len(), empty.pillars), (0, 0));
+        assert_eq!(detector.detect(&one).unwrap().detections, before);
+    }
+}
+
+#[test]
+fn a_frame_does_not_depend_on_the_one_before() {
+    let frames: Vec<Points> = (0..6)
+        .map(|i| {
+            let spread = |j: usize, k: usize| ((i * 31 + j * k) % 80) as f32 / 10.0 - 4.0;
+            cloud(
+                &(0..5 * i + 3)
+                    .map(|j| [spread(j, 17), spread(j, 29), spread(j, 7) / 4.0])
+                    .collect::<Vec<_>>(),
+            )
+        })
+        .collect();
+    let mut running = load(&tiny());
+    for frame in &frames {
+        let fresh = load(&tiny()).detect(frame).unwrap();
+        let again = running.detect(frame).unwrap();
+        assert!(!fresh.detections.is_empty());
+        assert_eq!(fresh.detections, again.detections);
+        assert_eq!(fresh.dropped_pillars, again.dropped_pillars);
+    }
+}
+
+#[test]
+fn stages_called_one_by_one_agree_with_detect() {
+    let mut detector = load(&tiny());
+    let points = cloud(&[[1.7, -2.4, 0.5], [-3.0, 3.5, 0.1], [-2.9, 3.4, -0.7]]);
+    let Inference { detections, .. } = detector.detect(&points).unwrap();
+    let spatial = detector.spatial_features(&points).unwrap();
+    assert_eq!(spatial.dim(), (1, 4, 8, 8));
+    let maps = detector.heads(&spatial).unwrap();
+    assert_eq!(detector.decode(&maps), detections);
+    assert_eq!(detections.len(), 2);
+}
+
+#[test]
+fn tensors_named_by_index_are_the_same_as_by_name() {
+    let mut model = tiny();
+    model.encoder.input = TensorName::Index(0);
+    model.backbone.outputs.heatmap = TensorName::Index(0);
+    model.backbone.outputs.rot = TensorName::Index(4);
+    let points = cloud(&[[1.7, -2.4, 0.5]]);
+    assert_eq!(
+        load(&model).detect(&points).unwrap().detections,
+        load(&tiny()).detect(&points).unwrap().detections
+    );
+}
+
+#[test]
+fn a_model_without_velocity_gives_none() {
+    let mut model = tiny();
+    model.backbone.outputs.vel = None;
+    let found = load(&model).detect(&cloud(&[[0.0; 3]])).unwrap();
+    assert_eq!(found.detections[0].velocity, None);
+}
+
+#[test]
+fn pillars_beyond_the_limit_are_dropped_last_come_and_counted() {
+    let mut model = tiny();
+    model.grid.max_pillars = 2;
+    let points = cloud(&[
+        [0.5, 0.5, 0.0],
+        [-3.5, -3.5, 0.0],
+        [2.5, 2.5, 0.0],
+        [2.6, 2.6, 0.0],
+        [3.5, -3.5, 0.0],
+    ]);
+    let found = load(&model).detect(&points).unwrap();
+    assert_eq!((found.pillars, found.dropped_pillars), (2, 2));
+    assert!(found.detections.iter().all(|d| d.bbox.center.x < 2.0));
+}
+
+#[test]
+fn a_tensor_that_is_not_there_is_refused_with_those_that_are() {
+    let message = refusal(|m| m.backbone.outputs.heatmap = TensorName::Name("hm".into()));
+    assert_says(
+        &message,
+        &[
+            "backbone.onnx",
+            "backbone.outputs.heatmap",
+            "`hm`",
+            "0: heatmap",
+            "5: vel",
+        ],
+    );
+    let message = refusal(|m| m.encoder.input = TensorName::Index(3));
+    assert_says(
+        &message,
+        &["encoder.onnx", "encoder.input", "`3`", "0: input_features"],
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_or_no_onnx_is_refused_by_name() {
+    let message = refusal(|m| m.encoder.file = "nowhere.onnx".into());
+    assert_says(&message, &["nowhere.onnx", "encoder.file", "No such file"]);
+    let message = refusal(|m| m.backbone.file = "model.yaml".into());
+    assert_says(&message, &["model.yaml", "cannot load"]);
+}
+
+#[test]
+fn a_truncated_file_is_refused() {
+    let copy = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(folder().join("backbone.onnx")).unwrap();
+    std::fs::copy(
+        folder().join("encoder.onnx"),
+        copy.path().join("encoder.onnx"),
+    )
+    .unwrap();
+    for length in [0, 10, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(copy.path().join("backbone.onnx"), &bytes[..length]).unwrap();
+        let message = refusal(|m| m.folder = copy.path().into());
+        assert_says(&message, &["backbone.onnx"]);
+    }
+}
+
+#[test]
+fn descriptions_that_contradict_the_graph_are_refused() {
+    let message = refusal(|m| {
+        m.classes.push("BUS".into());
+        m.post.score_thresholds.push(0.5);
+    });
+    assert_says(
+        &message,
+        &[
+            "`heatmap`",
+            "[1, 2, 4, 4]",
+            "[1, 3, 4, 4]",
+            "CAR, PEDESTRIAN, BUS",
+        ],
+    );
+
+    let message = refusal(|m| m.grid.decorations.clear());
+    assert_says(&message, &["input_features", "[?, ?, 9]", "make 4 values"]);
+
+    let message = refusal(|m| m.grid.downsample = 4);
+    assert_says(
+        &message,
+        &["[1, 2, 4, 4]", "[1, 2, 2, 2]", "grid.downsample"],
+    );
+
+    let message = refusal(|m| m.backbone.outputs.reg = TensorName::Name("dim".into()));
+    assert_says(&message, &["`dim`", "[1, 3, 4, 4]", "backbone.outputs.reg"]);
+
+    let message = refusal(|m| m.encoder.file = "encoder_five_channels.onnx".into());
+    assert_says(&message, &["backbone.onnx", "5 channels", "4 channels"]);
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_an_error_and_the_next_frame_works() {
+    let mut model = tiny();
+    model.backbone.file = "backbone_nan.onnx".into();
+    let mut detector = load(&model);
+    let error = detector.detect(&cloud(&[[0.0, 0.0, 1.0]])).unwrap_err();
+    assert!(matches!(&error, DetectorError::NonFinite { tensor, .. } if tensor == "height"));
+    assert_says(&error.to_string(), &["height", "backbone_nan.onnx"]);
+    let found = detector.detect(&cloud(&[[0.0, 0.0, -1.0]])).unwrap();
+    assert_eq!(found.detections.len(), 1);
+}
+
+#[test]
+fn points_that_are_not_finite_fall_outside_the_grid() {
+    let mut detector = load(&tiny());
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let found = detector
+            .detect(&cloud(&[[bad, 0.0, 0.0], [0.0, bad, 0.0], [0.0, 0.0, bad]]))
+            .unwrap();
+        assert_eq!(found.pillars, 0);
+    }
+}
+
+#[test]
+fn a_provider_that_the_library_lacks_is_refused_with_those_it_has() {
+    let runtime = centerpoint_ptq::detector::runtime::init().unwrap();
+    let available = runtime.providers();
+    assert!(available.contains(&Provider::Cpu));
+    for provider in Provider::ALL {
+        if available.contains(&provider) {
+            continue;
+        }
+        let options = RuntimeOptions {
+            provider,
+            ..options()
+        };
+        let message = Detector::load(&tiny(), &options).unwrap_err().to_string();
+        assert_says(
+            &message,
+            &[provider.name(), "it has: cpu", "ORT_DYLIB_PATH"],
+        );
+    }
+}
+
+#[test]
+fn the_id_is_that_of_the_weights() {
+    let (one, other) = (load(&tiny()), load(&tiny()));
+    assert_eq!(one.id(), other.id());
+    assert_eq!(one.id().len(), 12);
+    let mut model = tiny();
+    model.backbone.file = "backbone_nan.onnx".into();
+    assert_ne!(load(&model).id(), one.id());
+    let size = |name| std::fs::metadata(folder().join(name)).unwrap().len();
+    assert_eq!(
+        one.model_bytes(),
+        size("encoder.onnx") + size("backbone.onnx")
+    );
+}
+
+#[test]
+fn a_profile_is_written_for_both_graphs() {
+    let target = tempfile::tempdir().unwrap();
+    let options = RuntimeOptions {
+        profile_to: Some(target.path().join("run")),
+        ..options()
+    };
+    let mut detector = Detector::load(&tiny(), &options).unwrap();
+    detector.detect(&cloud(&[[0.0; 3]])).unwrap();
+    let files = detector.end_profiling().unwrap();
+    assert_eq!(files.len(), 2);
+    for (file, operator) in files.iter().zip(["MatMul", "Conv"]) {
+        assert!(std::fs::read_to_string(file).unwrap().contains(operator));
+    }
+}
+
+#[test]
+fn a_detector_can_move_to_another_thread() {
+    let mut detector = load(&tiny());
+    let found = std::thread::spawn(move || detector.detect(&cloud(&[[0.0; 3]])).unwrap())
+        .join()
+        .unwrap();
+    assert_eq!(found.detections.len(), 1);
+}
