@@ -1,0 +1,71 @@
+# make demo    set up, build and run the whole thing on a ROS 2 graph
+# make test    set up, build, and run all checks and tests
+# make help    the other targets
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# Where `make install` puts the ROS 2 package, and where cargo builds.
+PREFIX ?= $(CURDIR)/install
+TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+FEATURES := --features ros2
+# For example: make test PYTEST_ARGS='-k packaging -x'
+PYTEST_ARGS ?=
+# For example: make demo DEMO_ARGS='--frames 50'
+DEMO_ARGS ?=
+
+ENV := source build/env.sh
+
+.PHONY: help setup build install demo lint test test-rust test-python clean distclean
+
+help:
+	@echo 'make demo      set up, build, and run the main job on a ROS 2 graph'
+	@echo 'make test      set up, build, lint, and run the Rust and Python tests'
+	@echo 'make build     both programs, in target/release'
+	@echo 'make install   the ROS 2 package, in install/ (or PREFIX=...)'
+	@echo 'make lint      formatting and clippy'
+	@echo 'make setup     ROS 2, ONNX Runtime and tools only (scripts/setup)'
+	@echo 'make clean     removes what was built; distclean also what was downloaded'
+
+setup:
+	@scripts/setup
+
+build: setup
+	@$(ENV) && cargo build --release --locked $(FEATURES)
+
+# The same CMake file that colcon uses, on the binaries that cargo has built already.
+install: build
+	@mkdir -p build/package
+	@$(ENV) && { cmake -S . -B build/package -DCMAKE_INSTALL_PREFIX='$(PREFIX)' \
+	      -DCENTERPOINT_PTQ_TARGET_DIR='$(TARGET_DIR)' -DBUILD_TESTING=OFF && \
+	    cmake --build build/package && cmake --install build/package; } >build/package/log 2>&1 \
+	    || { cat build/package/log; exit 1; }
+	@echo 'Installed to $(PREFIX)'
+
+demo: install
+	@$(ENV) && "$$CENTERPOINT_PTQ_PYTHON" scripts/demo.py $(DEMO_ARGS)
+
+lint: setup
+	@cargo fmt --all --check
+	@$(ENV) && cargo clippy --release --locked --all-targets --all-features -- -D warnings
+
+test: lint test-rust test-python
+
+test-rust: setup
+	@$(ENV) && if command -v cargo-nextest >/dev/null; then \
+	    cargo nextest run --release --locked $(FEATURES) --no-fail-fast && \
+	    cargo test --release --locked $(FEATURES) --doc; \
+	else \
+	    cargo test --release --locked $(FEATURES) --no-fail-fast; \
+	fi
+
+test-python: install
+	@$(ENV) && "$$CENTERPOINT_PTQ_PYTHON" -m pytest -o cache_dir=build/pytest_cache tests $(PYTEST_ARGS)
+
+clean:
+	cargo clean
+	rm -rf build/package build/ros_home build/pytest_cache '$(CURDIR)/install'
+
+distclean: clean
+	rm -rf build/ros2 build/env.sh
