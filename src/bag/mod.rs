@@ -1,17 +1,45 @@
 //! rosbag2 without ROS: folders and files in, messages as plain structs out, and back.
 //!
-//! [`Writer`] makes a rosbag2 folder with one MCAP file that `ros2 bag` and Foxglove open. [`msg`]
-//! holds the few message types that matter here, [`cdr`] their wire format.
+//! [`Reader`] opens a rosbag2 folder (metadata versions 4 to 9, split, compressed by file or by
+//! message), a single `.mcap` or a single `.db3`. [`Writer`] makes a rosbag2 folder with one MCAP
+//! file that `ros2 bag` and Foxglove open. [`msg`] holds the few message types that matter here,
+//! [`cdr`] their wire format. Memory use is bounded by one chunk of a file, never the file.
+//!
+//! ```
+//! use centerpoint_ptq::bag::{Reader, Stamp, Writer, msg::{Header, Message, TfMessage}};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! let path = folder.path().join("drive");
+//! let mut writer = Writer::create(&path)?;
+//! let stamp = Stamp::from_sec_nanosec(12, 500);
+//! writer.write("/tf", stamp.0, &TfMessage::default())?;
+//! writer.finish()?;
+//!
+//! let reader = Reader::open(&path)?;
+//! assert_eq!(reader.topics()[0].name, "/tf");
+//! for message in reader.messages(&["/tf"]) {
+//!     let message = message?;
+//!     assert_eq!(message.log_time, stamp.0);
+//!     let tf = TfMessage::decode(&message.data)?;
+//!     assert!(tf.transforms.is_empty());
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod cdr;
 pub mod msg;
 
+mod mcap_file;
 mod metadata;
+mod reader;
+mod sqlite_file;
 mod writer;
 
 use serde::{Deserialize, Serialize};
 
 pub use cdr::CdrError;
+pub use reader::{BagError, Messages, RawMessage, Reader, Topic};
 pub use writer::{WriteError, Writer};
 
 /// A moment as ROS has it: nanoseconds since the epoch of the clock in use. Shown as

@@ -1,0 +1,602 @@
+//! Bags written, read back, cut, packed and mixed up.
+
+// A test that cannot set up its files has failed.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use centerpoint_ptq::bag::msg::{
+    Header, Message, PointCloud2, PointField, TfMessage, TransformStamped,
+};
+use centerpoint_ptq::bag::{BagError, RawMessage, Reader, Stamp, WriteError, Writer};
+use proptest::prelude::*;
+
+const SECOND: i64 = 1_000_000_000;
+
+fn cloud(index: i64, points: u32) -> PointCloud2 {
+    PointCloud2 {
+        header: Header {
+            stamp: Stamp(index * SECOND),
+            frame_id: "lidar".into(),
+        },
+        height: 1,
+        width: points,
+        fields: ["x", "y", "z"]
+            .iter()
+            .enumerate()
+            .map(|(i, name)| PointField::new(name, 4 * i as u32, PointField::FLOAT32))
+            .collect(),
+        is_bigendian: false,
+        point_step: 12,
+        row_step: 12 * points,
+        data: (0..3 * points)
+            .flat_map(|i| ((i as f32 * 0.37 + index as f32).sin() * 50.0).to_le_bytes())
+            .collect(),
+        is_dense: true,
+    }
+}
+
+fn transform(index: i64) -> TfMessage {
+    TfMessage {
+        transforms: vec![TransformStamped {
+            header: Header {
+                stamp: Stamp(index * SECOND),
+                frame_id: "odom".into(),
+            },
+            child_frame_id: "base_link".into(),
+            ..Default::default()
+        }],
+    }
+}
+
+/// A bag of `count` clouds of 1000 points on /points and as many transforms on /tf.
+fn write_bag(folder: &Path, count: i64) {
+    let mut writer = Writer::create(folder).unwrap();
+    writer.write("/tf_static", SECOND, &transform(0)).unwrap();
+    for i in 1..=count {
+        writer.write("/tf", i * SECOND, &transform(i)).unwrap();
+        writer
+            .write("/points", i * SECOND + 5, &cloud(i, 1000))
+            .unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+fn collect(path: &Path, topics: &[&str]) -> Vec<RawMessage> {
+    let reader = Reader::open(path).unwrap();
+    reader.messages(topics).map(Result::unwrap).collect()
+}
+
+fn assert_clouds(messages: &[RawMessage], count: i64) {
+    assert_eq!(messages.len(), count as usize);
+    for (i, message) in (1..).zip(messages) {
+        assert_eq!(&*message.topic, "/points");
+        assert_eq!(message.log_time, i * SECOND + 5);
+        assert_eq!(PointCloud2::decode(&message.data), Ok(cloud(i, 1000)));
+    }
+}
+
+#[test]
+fn what_was_written_is_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let bag = folder.path().join("drive");
+    write_bag(&bag, 300);
+    assert_clouds(&collect(&bag, &["/points"]), 300);
+    assert_clouds(&collect(&bag.join("drive_0.mcap"), &["/points"]), 300);
+    assert_eq!(collect(&bag, &["/tf", "/tf_static"]).len(), 301);
+    assert_eq!(collect(&bag, &[]).len(), 0);
+    assert_eq!(collect(&bag, &["/nothing"]).len(), 0);
+    let reader = Reader::open(&bag).unwrap();
+    assert_eq!(reader.all_messages().count(), 601);
+    let topics: Vec<_> = reader
+        .topics()
+        .iter()
+        .map(|t| (t.name.as_str(), t.type_name.as_str(), t.count))
+        .collect();
+    assert_eq!(
+        topics,
+        [
+            ("/points", "sensor_msgs/msg/PointCloud2", Some(300)),
+            ("/tf", "tf2_msgs/msg/TFMessage", Some(300)),
+            ("/tf_static", "tf2_msgs/msg/TFMessage", Some(1)),
+        ]
+    );
+    assert_eq!(
+        reader.times(),
+        Some((Stamp(SECOND), Stamp(300 * SECOND + 5)))
+    );
+    let single = Reader::open(&bag.join("drive_0.mcap")).unwrap();
+    assert_eq!(single.topics(), reader.topics());
+    assert_eq!(single.times(), reader.times());
+}
+
+#[test]
+fn metadata_says_what_rosbag2_needs_to_play_the_bag() {
+    let folder = tempfile::tempdir().unwrap();
+    let bag = folder.path().join("drive");
+    write_bag(&bag, 2);
+    let text = fs::read_to_string(bag.join("metadata.yaml")).unwrap();
+    let yaml: serde_yaml::Value = serde_yaml::from_str(&text).unwrap();
+    let info = &yaml["rosbag2_bagfile_information"];
+    assert_eq!(info["version"], 9);
+    assert_eq!(info["storage_identifier"], "mcap");
+    assert_eq!(info["message_count"], 5);
+    assert_eq!(info["relative_file_paths"][0], "drive_0.mcap");
+    let topics = info["topics_with_message_count"].as_sequence().unwrap();
+    let durability = |name: &str| {
+        let topic = topics
+            .iter()
+            .find(|t| t["topic_metadata"]["name"] == name)
+            .unwrap();
+        topic["topic_metadata"]["offered_qos_profiles"][0]["durability"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    assert_eq!(durability("/tf_static"), "transient_local");
+    assert_eq!(durability("/tf"), "volatile");
+}
+
+#[test]
+fn a_bag_without_messages_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let bag = folder.path().join("empty");
+    Writer::create(&bag).unwrap().finish().unwrap();
+    let reader = Reader::open(&bag).unwrap();
+    assert!(reader.topics().is_empty());
+    assert_eq!(reader.all_messages().count(), 0);
+}
+
+#[test]
+fn an_unfinished_bag_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let bag = folder.path().join("drive");
+    let mut writer = Writer::create(&bag).unwrap();
+    writer.write("/tf", 0, &transform(0)).unwrap();
+    drop(writer);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn an_existing_bag_is_not_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let bag = folder.path().join("drive");
+    write_bag(&bag, 1);
+    assert!(matches!(Writer::create(&bag), Err(WriteError::Exists(_))));
+    assert_clouds(&collect(&bag, &["/points"]), 1);
+}
+
+#[test]
+fn a_topic_keeps_its_type_and_times_are_not_negative() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = Writer::create(&folder.path().join("b")).unwrap();
+    writer.write("/a", 0, &transform(0)).unwrap();
+    assert!(matches!(
+        writer.write("/a", 0, &cloud(0, 1)),
+        Err(WriteError::TypeChange { .. })
+    ));
+    assert!(matches!(
+        writer.write("/a", -1, &transform(0)),
+        Err(WriteError::NegativeTime { .. })
+    ));
+}
+
+/// Writes metadata.yaml as an older rosbag2 would.
+fn write_metadata(folder: &Path, version: u32, files: &[&str], mode: &str, clouds: u64) {
+    let files_block: String = files.iter().map(|f| format!("    - {f}\n")).collect();
+    let format = if mode.is_empty() { "" } else { "zstd" };
+    let text = format!(
+        "rosbag2_bagfile_information:\n  version: {version}\n  storage_identifier: sqlite3\n  \
+         relative_file_paths:\n{files_block}  duration:\n    nanoseconds: 1000\n  starting_time:\n    \
+         nanoseconds_since_epoch: 1000\n  message_count: {clouds}\n  topics_with_message_count:\n    \
+         - topic_metadata:\n        name: /points\n        type: sensor_msgs/msg/PointCloud2\n        \
+         serialization_format: cdr\n        offered_qos_profiles: \"- history: 3\\n  depth: 0\"\n      \
+         message_count: {clouds}\n  compression_format: \"{format}\"\n  compression_mode: \"{mode}\"\n"
+    );
+    fs::write(folder.join("metadata.yaml"), text).unwrap();
+}
+
+/// A database as rosbag2_storage_sqlite3 makes it, its rows in the given order.
+fn write_db3(path: &Path, indices: &[i64], pack: bool) {
+    let db = rusqlite::Connection::open(path).unwrap();
+    db.execute_batch(
+        "CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL,
+             serialization_format TEXT NOT NULL, offered_qos_profiles TEXT NOT NULL);
+         CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER NOT NULL,
+             timestamp INTEGER NOT NULL, data BLOB NOT NULL);
+         CREATE INDEX timestamp_idx ON messages (timestamp ASC);
+         INSERT INTO topics VALUES(1, '/points', 'sensor_msgs/msg/PointCloud2', 'cdr', '');
+         INSERT INTO topics VALUES(2, '/tf', 'tf2_msgs/msg/TFMessage', 'cdr', '');",
+    )
+    .unwrap();
+    for &i in indices {
+        for (topic, time, mut data) in [
+            (2, i * SECOND, transform(i).encode()),
+            (1, i * SECOND + 5, cloud(i, 1000).encode()),
+        ] {
+            if pack {
+                data = zstd::encode_all(data.as_slice(), 1).unwrap();
+            }
+            db.execute(
+                "INSERT INTO messages(topic_id, timestamp, data) VALUES(?1, ?2, ?3)",
+                rusqlite::params![topic, time, data],
+            )
+            .unwrap();
+        }
+    }
+}
+
+#[test]
+fn sqlite_files_are_read_in_order_of_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("b_0.db3");
+    write_db3(&db, &[3, 1, 2, 4], false);
+    assert_clouds(&collect(&db, &["/points"]), 4);
+    let reader = Reader::open(&db).unwrap();
+    assert_eq!(reader.topics()[1].name, "/tf");
+    assert_eq!(reader.topics()[1].count, Some(4));
+    assert_eq!(reader.times(), Some((Stamp(SECOND), Stamp(4 * SECOND + 5))));
+    // Without metadata.yaml the folder is read by its files.
+    assert_clouds(&collect(folder.path(), &["/points"]), 4);
+}
+
+#[test]
+fn every_metadata_version_from_4_to_9_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], false);
+    for version in 4..=9 {
+        write_metadata(folder.path(), version, &["b_0.db3"], "", 2);
+        assert_clouds(&collect(folder.path(), &["/points"]), 2);
+    }
+}
+
+#[test]
+fn split_bags_are_read_in_the_order_of_the_metadata() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("z.db3"), &[1, 2], false);
+    write_db3(&folder.path().join("a.db3"), &[3], false);
+    write_metadata(folder.path(), 5, &["z.db3", "a.db3"], "", 3);
+    assert_clouds(&collect(folder.path(), &["/points"]), 3);
+}
+
+#[test]
+fn split_bags_without_metadata_are_read_by_number_and_counted_together() {
+    let folder = tempfile::tempdir().unwrap();
+    for i in 1..=11 {
+        write_db3(&folder.path().join(format!("b_{i}.db3")), &[i], false);
+    }
+    assert_clouds(&collect(folder.path(), &["/points"]), 11);
+    let reader = Reader::open(folder.path()).unwrap();
+    assert_eq!(reader.topics()[0].count, Some(11));
+}
+
+#[test]
+fn files_packed_with_zstd_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("plain.db3");
+    write_db3(&db, &[1, 2], false);
+    write_bag(&folder.path().join("drive"), 2);
+    let mcap = folder.path().join("drive/drive_0.mcap");
+    for (plain, packed) in [(db, "b_0.db3.zstd"), (mcap, "b_0.mcap.zstd")] {
+        let bag = tempfile::tempdir().unwrap();
+        let bytes = zstd::encode_all(fs::read(&plain).unwrap().as_slice(), 1).unwrap();
+        fs::write(bag.path().join(packed), bytes).unwrap();
+        assert_clouds(&collect(bag.path(), &["/points"]), 2);
+        write_metadata(bag.path(), 5, &[packed], "FILE", 2);
+        assert_clouds(&collect(bag.path(), &["/points"]), 2);
+    }
+}
+
+#[test]
+fn messages_packed_with_zstd_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], true);
+    write_metadata(folder.path(), 5, &["b_0.db3"], "MESSAGE", 2);
+    assert_clouds(&collect(folder.path(), &["/points"]), 2);
+}
+
+#[test]
+fn another_compression_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1], false);
+    write_metadata(folder.path(), 5, &["b_0.db3"], "MESSAGE", 1);
+    let path = folder.path().join("metadata.yaml");
+    let text = fs::read_to_string(&path).unwrap().replace("zstd", "snappy");
+    fs::write(path, text).unwrap();
+    let error = Reader::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("snappy"), "{error}");
+}
+
+/// MCAP files as others write them: plain, lz4 chunks, no chunks, no index.
+#[test]
+fn every_kind_of_mcap_is_read() {
+    use mcap::{Compression, WriteOptions};
+    let folder = tempfile::tempdir().unwrap();
+    let options = || WriteOptions::new().profile("ros2").compression_threads(0);
+    for (name, options) in [
+        ("plain", options().compression(None)),
+        ("lz4", options().compression(Some(Compression::Lz4))),
+        ("no_chunks", options().use_chunks(false)),
+        (
+            "no_index",
+            options()
+                .emit_summary_records(false)
+                .emit_summary_offsets(false)
+                .emit_message_indexes(false),
+        ),
+    ] {
+        let path = folder.path().join(format!("{name}.mcap"));
+        let mut writer = options.create(fs::File::create(&path).unwrap()).unwrap();
+        let schema = writer
+            .add_schema(PointCloud2::TYPE, "ros2msg", PointCloud2::SCHEMA.as_bytes())
+            .unwrap();
+        let channel = writer
+            .add_channel(schema, "/points", "cdr", &Default::default())
+            .unwrap();
+        for i in 1..=200 {
+            let header = mcap::records::MessageHeader {
+                channel_id: channel,
+                sequence: 0,
+                log_time: (i * SECOND + 5) as u64,
+                publish_time: 0,
+            };
+            writer
+                .write_to_known_channel(&header, &cloud(i, 1000).encode())
+                .unwrap();
+        }
+        writer.finish().unwrap();
+        assert_clouds(&collect(&path, &["/points"]), 200);
+        let reader = Reader::open(&path).unwrap();
+        assert_eq!(reader.topics().len(), 1, "{name}");
+        assert_eq!(reader.topics()[0].count, Some(200), "{name}");
+    }
+}
+
+/// Every prefix of a file yields messages that are right, in order, and then an error; and never
+/// panics.
+#[test]
+fn a_cut_mcap_yields_what_is_whole_and_then_an_error_with_the_offset() {
+    let folder = tempfile::tempdir().unwrap();
+    write_bag(&folder.path().join("drive"), 300);
+    let whole = fs::read(folder.path().join("drive/drive_0.mcap")).unwrap();
+    let cut = folder.path().join("cut.mcap");
+    let mut most = 0;
+    let step = whole.len() / 97;
+    for length in (0..64).chain((64..whole.len()).step_by(step)) {
+        fs::write(&cut, &whole[..length]).unwrap();
+        let Ok(reader) = Reader::open(&cut) else {
+            assert!(length < 8, "only a file without magic cannot be opened");
+            continue;
+        };
+        let mut good = 0;
+        let mut errors = Vec::new();
+        for item in reader.messages(&["/points"]) {
+            match item {
+                Ok(message) => {
+                    assert!(errors.is_empty(), "messages after the break");
+                    good += 1;
+                    assert_eq!(
+                        PointCloud2::decode(&message.data),
+                        Ok(cloud(good, 1000)),
+                        "cut at {length}"
+                    );
+                }
+                Err(error) => errors.push(error),
+            }
+        }
+        assert!(good >= most, "a longer prefix holds no fewer messages");
+        most = good;
+        // A cut within the index at the very end loses nothing.
+        assert!(errors.len() == 1 || good == 300, "cut at {length}");
+        for error in errors {
+            let text = error.to_string();
+            assert!(text.contains("cut.mcap") && text.contains("byte"), "{text}");
+        }
+    }
+    assert!(most > 250, "{most}");
+}
+
+#[test]
+fn a_cut_database_is_an_error_not_a_panic() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = folder.path().join("whole.db3");
+    write_db3(&db, &(1..=30).collect::<Vec<_>>(), false);
+    let whole = fs::read(&db).unwrap();
+    let cut = folder.path().join("cut.db3");
+    for length in (0..whole.len()).step_by(whole.len() / 61) {
+        fs::write(&cut, &whole[..length]).unwrap();
+        let Ok(reader) = Reader::open(&cut) else {
+            continue;
+        };
+        let (good, bad): (Vec<_>, Vec<_>) = reader.messages(&["/points"]).partition(Result::is_ok);
+        assert_eq!(bad.len(), 1, "cut at {length}");
+        for message in good.into_iter().flatten() {
+            PointCloud2::decode(&message.data).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_cut_packed_file_yields_what_is_whole_and_then_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    write_bag(&folder.path().join("drive"), 100);
+    let plain = fs::read(folder.path().join("drive/drive_0.mcap")).unwrap();
+    let packed = zstd::encode_all(plain.as_slice(), 1).unwrap();
+    let cut = folder.path().join("cut.mcap.zstd");
+    for length in (1..packed.len()).step_by(packed.len() / 23) {
+        fs::write(&cut, &packed[..length]).unwrap();
+        let Ok(reader) = Reader::open(&cut) else {
+            continue;
+        };
+        let errors = reader.messages(&["/points"]).filter(Result::is_err).count();
+        assert!(errors >= 1, "cut at {length}");
+    }
+}
+
+#[test]
+fn a_damaged_chunk_costs_its_own_messages_only() {
+    let folder = tempfile::tempdir().unwrap();
+    write_bag(&folder.path().join("drive"), 300);
+    let path = folder.path().join("drive/drive_0.mcap");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x55;
+    fs::write(&path, bytes).unwrap();
+    let reader = Reader::open(&path).unwrap();
+    let (good, bad): (Vec<_>, Vec<_>) = reader.messages(&["/points"]).partition(Result::is_ok);
+    assert!((100..300).contains(&good.len()), "{}", good.len());
+    assert_eq!(bad.len(), 1);
+    let last = good.last().unwrap().as_ref().unwrap();
+    assert_eq!(PointCloud2::decode(&last.data), Ok(cloud(300, 1000)));
+}
+
+#[test]
+fn wrong_paths_and_files_get_errors_that_say_what_was_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = |path: &Path| Reader::open(path).unwrap_err();
+
+    let missing = error(&folder.path().join("nowhere"));
+    assert!(matches!(missing, BagError::NotFound(_)));
+    assert!(missing.to_string().contains("nowhere"));
+
+    let empty = error(folder.path()).to_string();
+    assert!(empty.contains("there is nothing"), "{empty}");
+    fs::write(folder.path().join("notes.txt"), "hello").unwrap();
+    let other = error(folder.path()).to_string();
+    assert!(other.contains("notes.txt"), "{other}");
+    let text = error(&folder.path().join("notes.txt")).to_string();
+    assert!(text.contains("\"hello\""), "{text}");
+
+    let ros1 = folder.path().join("old.bag");
+    fs::write(&ros1, "#ROSBAG V2.0\n").unwrap();
+    assert!(matches!(error(&ros1), BagError::Ros1 { .. }));
+
+    fs::write(folder.path().join("metadata.yaml"), "a: [").unwrap();
+    assert!(matches!(error(folder.path()), BagError::Metadata { .. }));
+    write_metadata(folder.path(), 5, &["gone_0.db3"], "", 1);
+    let gone = error(folder.path());
+    assert!(matches!(gone, BagError::MissingFile { .. }));
+    assert!(gone.to_string().contains("gone_0.db3"), "{gone}");
+}
+
+#[test]
+fn ros1_mcap_is_refused_with_its_profile() {
+    let folder = tempfile::tempdir().unwrap();
+    for (profile, encoding) in [("ros1", "ros1"), ("", "ros1")] {
+        let path = folder.path().join("ros1.mcap");
+        let mut writer = mcap::WriteOptions::new()
+            .profile(profile)
+            .create(fs::File::create(&path).unwrap())
+            .unwrap();
+        writer
+            .add_channel(0, "/points", encoding, &Default::default())
+            .unwrap();
+        writer.finish().unwrap();
+        let error = Reader::open(&path).unwrap_err();
+        assert!(matches!(error, BagError::Ros1 { .. }));
+        assert!(error.to_string().contains("ros1"), "{error}");
+    }
+}
+
+#[test]
+fn a_topic_in_another_encoding_is_one_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("mixed.mcap");
+    let mut writer = mcap::Writer::new(fs::File::create(&path).unwrap()).unwrap();
+    for (topic, encoding) in [("/json", "json"), ("/cdr", "cdr")] {
+        let channel_id = writer
+            .add_channel(0, topic, encoding, &Default::default())
+            .unwrap();
+        for log_time in 0..3 {
+            let header = mcap::records::MessageHeader {
+                channel_id,
+                sequence: 0,
+                log_time,
+                publish_time: 0,
+            };
+            writer.write_to_known_channel(&header, b"{}").unwrap();
+        }
+    }
+    writer.finish().unwrap();
+    let reader = Reader::open(&path).unwrap();
+    let items: Vec<_> = reader.all_messages().collect();
+    assert_eq!(items.iter().filter(|item| item.is_ok()).count(), 3);
+    let errors: Vec<_> = items.into_iter().filter_map(Result::err).collect();
+    assert_eq!(errors.len(), 1);
+    assert!(errors[0].to_string().contains("json"), "{}", errors[0]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn mutated_files_never_panic(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        kind in 0..3usize,
+    ) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let mut bytes = pristine(kind);
+        for (at, value) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = value;
+        }
+        fs::write(&path, bytes).unwrap();
+        if let Ok(reader) = Reader::open(&path) {
+            for message in reader.all_messages().take(1000).flatten() {
+                let _ = PointCloud2::decode(&message.data);
+                let _ = TfMessage::decode(&message.data);
+            }
+        }
+    }
+}
+
+/// A small chunked MCAP, one without chunks, a database.
+fn pristine(kind: usize) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    if kind == 2 {
+        write_db3(&path, &[1], false);
+    } else {
+        let mut writer = mcap::WriteOptions::new()
+            .use_chunks(kind == 0)
+            .compression(None)
+            .calculate_chunk_crcs(false)
+            .create(fs::File::create(&path).unwrap())
+            .unwrap();
+        let schema = writer.add_schema(TfMessage::TYPE, "ros2msg", b"").unwrap();
+        let channel_id = writer
+            .add_channel(schema, "/tf", "cdr", &Default::default())
+            .unwrap();
+        for log_time in 0..4 {
+            let header = mcap::records::MessageHeader {
+                channel_id,
+                sequence: 0,
+                log_time,
+                publish_time: 0,
+            };
+            writer
+                .write_to_known_channel(&header, &transform(1).encode())
+                .unwrap();
+        }
+        writer.finish().unwrap();
+    }
+    fs::read(&path).unwrap()
+}
+
+/// The folder of real recordings, or `None` with a word about it.
+fn real_data() -> Option<PathBuf> {
+    let folder = std::env::var_os("CENTERPOINT_PTQ_DATA").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("skipped: CENTERPOINT_PTQ_DATA is not set, no real recordings to read");
+    }
+    folder
+}
+
+#[test]
+fn real_ros1_mcap_is_refused() {
+    let Some(data) = real_data() else { return };
+    let error = Reader::open(&data.join("ros1_mcap/ouster_os1.mcap")).unwrap_err();
+    assert!(matches!(error, BagError::Ros1 { .. }), "{error}");
+}
