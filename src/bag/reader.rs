@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Stamp;
-use super::mcap_file::{McapFile, McapMessages};
+use super::mcap_file::McapFile;
 use super::metadata::{Metadata, MetadataFile, VERSION};
-use super::sqlite_file::{SqliteFile, SqliteMessages};
+use super::sqlite_file::SqliteFile;
 
 /// Why a bag, or a part of it, cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -509,10 +509,8 @@ impl OpenFile {
     fn messages(self, selection: &Selection) -> FileMessages {
         FileMessages {
             content: match self.content {
-                Content::Mcap(file) => {
-                    MessageContent::Mcap(Box::new(file.messages(selection.clone())))
-                }
-                Content::Sqlite(file) => MessageContent::Sqlite(file.messages(selection)),
+                Content::Mcap(file) => Box::new(file.messages(selection.clone())),
+                Content::Sqlite(file) => Box::new(file.messages(selection)),
             },
             unpacked: self.unpacked,
         }
@@ -549,25 +547,18 @@ fn unpack(path: &Path) -> Result<Unpacked, BagError> {
 
 /// The messages of one file.
 struct FileMessages {
-    content: MessageContent,
+    content: Box<dyn Iterator<Item = Result<RawMessage, BagError>> + Send>,
     /// Keeps the temporary file until its messages are read.
     unpacked: Option<Unpacked>,
-}
-
-enum MessageContent {
-    Mcap(Box<McapMessages>),
-    Sqlite(SqliteMessages),
 }
 
 impl Iterator for FileMessages {
     type Item = Result<RawMessage, BagError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let item = match &mut self.content {
-            MessageContent::Mcap(messages) => messages.next(),
-            MessageContent::Sqlite(messages) => messages.next(),
-        };
-        item.or_else(|| self.unpacked.as_mut()?.failure.take().map(Err))
+        self.content
+            .next()
+            .or_else(|| self.unpacked.as_mut()?.failure.take().map(Err))
     }
 }
 
