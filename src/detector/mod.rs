@@ -24,7 +24,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use ndarray::{Array4, ArrayView2, ArrayView3, ArrayView4, Axis};
+use ndarray::{Array3, Array4, ArrayView2, ArrayView4, Axis};
 use ort::session::{Session, SessionOutputs};
 use ort::value::{Outlet, TensorRef, ValueType};
 use serde::{Deserialize, Serialize};
@@ -367,6 +367,7 @@ impl Detector {
         };
         detector.check_declared_shapes()?;
         let channels = detector.probe_encoder()?;
+        detector.shorten_batches()?;
         detector.spatial = Array4::zeros((1, channels, gy, gx));
         detector.run_backbone(|_, _| ())?;
         Ok(detector)
@@ -409,26 +410,8 @@ impl Detector {
     /// Runs the encoder on a few made-up pillars; returns its channels.
     fn probe_encoder(&mut self) -> Result<usize, DetectorError> {
         const PILLARS: usize = 3;
-        let shape = [
-            PILLARS,
-            self.model.grid.max_points,
-            self.model.feature_count(),
-        ];
-        let values: Vec<f32> = (0..shape.iter().product())
-            .map(|i| (i % 17) as f32 / 17.0 - 0.5)
-            .collect();
-        let name = self.encoder.outputs[0].clone();
-        let path = self.encoder.path.clone();
-        let found = {
-            let outputs = self.encoder.run(&shape, &values)?;
-            let (found, values) = outputs[name.as_str()]
-                .try_extract_tensor::<f32>()
-                .map_err(|e| Graph::run_error(&path, e))?;
-            if values.iter().any(|v| !v.is_finite()) {
-                return Err(DetectorError::NonFinite { path, tensor: name });
-            }
-            found.to_vec()
-        };
+        let (found, _) = self.encode_probe(PILLARS, self.model.grid.max_points, 1)?;
+        let name = &self.encoder.outputs[0];
         match found.as_slice() {
             [n, 1, c] | [n, c] if *n == PILLARS as i64 && *c > 0 => {
                 let channels = *c;
@@ -448,12 +431,70 @@ impl Detector {
             }
             _ => Err(self.encoder.shape_error(
                 "output",
-                &name,
+                name,
                 format!("[{PILLARS}, 1, channels] for {PILLARS} pillars"),
                 axes(&found),
                 "check `encoder.output`",
             )),
         }
+    }
+
+    /// Encodes made-up pillars of `points` points in `rows` rows: output shape and values.
+    fn encode_probe(
+        &mut self,
+        pillars: usize,
+        rows: usize,
+        points: usize,
+    ) -> Result<(Vec<i64>, Vec<f32>), DetectorError> {
+        let width = self.model.feature_count();
+        let values: Vec<f32> = (0..pillars * rows * width)
+            .map(|i| {
+                let (pillar, row, feature) = (i / (rows * width), i / width % rows, i % width);
+                match row < points {
+                    true => ((pillar * 31 + row * 17 + feature * 7) % 23) as f32 / 11.0 - 1.0,
+                    false => 0.0,
+                }
+            })
+            .collect();
+        let name = self.encoder.outputs[0].clone();
+        let path = self.encoder.path.clone();
+        let outputs = self.encoder.run(&[pillars, rows, width], &values)?;
+        let (shape, values) = outputs[name.as_str()]
+            .try_extract_tensor::<f32>()
+            .map_err(|e| Graph::run_error(&path, e))?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(DetectorError::NonFinite { path, tensor: name });
+        }
+        Ok((shape.to_vec(), values.to_vec()))
+    }
+
+    /// Lets the pillarizer leave out rows of zeros where that changes nothing: the graph must take
+    /// any number of points, and a pillar must come out the same with fewer rows of zeros.
+    fn shorten_batches(&mut self) -> Result<(), DetectorError> {
+        let declared = self.encoder.declared("input", &self.encoder.input);
+        if declared.is_none_or(|shape| shape.get(1) != Some(&-1)) {
+            return Ok(());
+        }
+        let most = self.model.grid.max_points;
+        let rows: Vec<usize> = [4, 8, 16].into_iter().filter(|r| *r < most).collect();
+        for rows in &rows {
+            for points in [1, rows - 1] {
+                let (_, short) = self.encode_probe(16, *rows, points)?;
+                let (_, long) = self.encode_probe(16, most, points)?;
+                let same = short.len() == long.len()
+                    && std::iter::zip(&short, &long)
+                        .all(|(a, b)| (a - b).abs() <= 1e-5 * a.abs().max(b.abs()).max(1.0));
+                if !same {
+                    tracing::debug!(
+                        "{}: the number of padding rows matters to this encoder",
+                        self.encoder.path.display()
+                    );
+                    return Ok(());
+                }
+            }
+        }
+        self.pillarizer.set_batch_rows(&rows);
+        Ok(())
     }
 
     /// Boxes in a cloud that lies in the model's frame. An empty cloud is a cloud.
@@ -511,29 +552,30 @@ impl Detector {
 
     /// Encodes the pillarizer's pillars into the spatial map.
     fn encode(&mut self) -> Result<(), DetectorError> {
-        let pillars = self.pillarizer.len();
+        self.spatial.fill(0.0);
         let channels = self.spatial.dim().1;
-        if pillars == 0 {
-            self.spatial.fill(0.0);
-            return Ok(());
+        let path = &self.encoder.path.clone();
+        let name = &self.encoder.outputs[0].clone();
+        for batch in self.pillarizer.batches() {
+            let values = batch
+                .features
+                .as_slice()
+                .expect("a batch is in standard layout");
+            let outputs = self.encoder.run(batch.features.shape(), values)?;
+            let (_, encoded) = outputs[name.as_str()]
+                .try_extract_tensor::<f32>()
+                .map_err(|e| Graph::run_error(path, e))?;
+            if encoded.iter().any(|v| !v.is_finite()) {
+                return Err(DetectorError::NonFinite {
+                    path: path.clone(),
+                    tensor: name.clone(),
+                });
+            }
+            let encoded = ArrayView2::from_shape((batch.cells.len(), channels), encoded)
+                .map_err(|e| Graph::run_error(path, e))?;
+            let map = self.spatial.index_axis_mut(Axis(0), 0);
+            scatter(encoded, batch.cells, map);
         }
-        let features = self.pillarizer.features();
-        let values = features
-            .as_slice()
-            .expect("pillar features are in standard layout");
-        let path = self.encoder.path.clone();
-        let name = self.encoder.outputs[0].clone();
-        let outputs = self.encoder.run(features.shape(), values)?;
-        let (_, encoded) = outputs[name.as_str()]
-            .try_extract_tensor::<f32>()
-            .map_err(|e| Graph::run_error(&path, e))?;
-        let encoded = ArrayView2::from_shape((pillars, channels), encoded)
-            .map_err(|e| Graph::run_error(&path, e))?;
-        if encoded.iter().any(|v| !v.is_finite()) {
-            return Err(DetectorError::NonFinite { path, tensor: name });
-        }
-        let map = self.spatial.index_axis_mut(Axis(0), 0);
-        scatter(encoded, self.pillarizer.cells(), map);
         Ok(())
     }
 
@@ -577,7 +619,7 @@ impl Detector {
     }
 
     /// The encoder's input for the last cloud, with the cell of each pillar: for comparisons.
-    pub fn pillars(&self) -> (ArrayView3<'_, f32>, &[u32]) {
+    pub fn pillars(&self) -> (Array3<f32>, &[u32]) {
         (self.pillarizer.features(), self.pillarizer.cells())
     }
 

@@ -238,7 +238,7 @@ struct ApiBase {
 fn version_of(library: &Path) -> Result<String, String> {
     // SAFETY: loading runs the library's initialisers. The path is one that the user or the
     // installation names as ONNX Runtime, whose initialisers have no preconditions.
-    let loaded = unsafe { libloading::Library::new(library) }.map_err(|e| e.to_string())?;
+    let loaded = unsafe { libloading::Library::new(library) }.map_err(|e| with_cause(&e))?;
     // SAFETY: in every ONNX Runtime since 1.0 this symbol is a function of no arguments that
     // returns a pointer to a static `OrtApiBase`.
     let version = unsafe {
@@ -260,13 +260,25 @@ fn version_of(library: &Path) -> Result<String, String> {
     Ok(version)
 }
 
+/// The linker's own words are in the cause.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {}", with_cause(cause)),
+        None => error.to_string(),
+    }
+}
+
 /// Files to try, best first.
 fn candidates() -> Vec<PathBuf> {
     if let Some(path) = env::var_os("ORT_DYLIB_PATH").filter(|p| !p.is_empty()) {
         let path = PathBuf::from(path);
-        return match path.is_dir() {
-            true => libraries_in(&path),
-            false => vec![path],
+        if !path.is_dir() {
+            return vec![path];
+        }
+        let inside = libraries_in(&path);
+        return match inside.is_empty() {
+            true => vec![path.join("libonnxruntime.so")],
+            false => inside,
         };
     }
     let mut found = Vec::new();

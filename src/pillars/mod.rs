@@ -4,7 +4,7 @@
 //! numbered in the order of their first point, a pillar keeps its first `max_points` points in
 //! input order, and pillars that start after `max_pillars` others are dropped and counted.
 
-use ndarray::{ArrayView2, ArrayView3, ArrayViewMut3};
+use ndarray::{Array3, ArrayView2, ArrayView3, ArrayViewMut3, s};
 
 use crate::cloud::{Point, Points};
 use crate::detector::description::{Decoration, ModelDescription, PointFeature};
@@ -75,8 +75,10 @@ const DROPPED: u32 = u32::MAX - 1;
 
 /// Builds the encoder's input, frame after frame, in buffers that are kept.
 ///
-/// After [`build`](Self::build), [`features`](Self::features), [`cells`](Self::cells) and
-/// [`counts`](Self::counts) hold one entry per pillar, in the same order.
+/// Most pillars hold few points: on a KITTI sweep three quarters have at most 8 of 32. An encoder
+/// that takes the maximum over the points gives the same for a pillar whatever the number of zero
+/// rows after them, as long as there is one, so pillars can be sorted into
+/// [batches](Self::batches) with fewer rows; see [`set_batch_rows`](Self::set_batch_rows).
 #[derive(Debug, Clone)]
 pub struct Pillarizer {
     grid: Grid,
@@ -86,6 +88,9 @@ pub struct Pillarizer {
     max_pillars: usize,
     max_points: usize,
     width: usize,
+    /// Rows of each batch, rising; the last is `max_points`.
+    batch_rows: Vec<usize>,
+
     /// Pillar of each cell, or [`EMPTY`] or [`DROPPED`].
     pillar_of_cell: Vec<u32>,
     cells: Vec<u32>,
@@ -93,8 +98,26 @@ pub struct Pillarizer {
     counts: Vec<u32>,
     /// Sums of x, y, z over the kept points.
     sums: Vec<[f32; 3]>,
-    features: Vec<f32>,
+    /// Indices of the kept points, `max_points` places for each pillar.
+    members: Vec<u32>,
     points_outside: usize,
+
+    /// Pillars of each batch.
+    batch_sizes: Vec<usize>,
+    /// Pillar at each place of the batches, one batch after the other.
+    order: Vec<u32>,
+    /// Cell at each place of the batches.
+    ordered_cells: Vec<u32>,
+    features: Vec<f32>,
+}
+
+/// Pillars with at most as many points as there are rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch<'a> {
+    /// `[pillars, rows, features]`; rows without a point are zero.
+    pub features: ArrayView3<'a, f32>,
+    /// Cell `y * size_x + x` of each pillar.
+    pub cells: &'a [u32],
 }
 
 impl Pillarizer {
@@ -109,12 +132,17 @@ impl Pillarizer {
             max_pillars: model.grid.max_pillars,
             max_points: model.grid.max_points,
             width: model.feature_count(),
+            batch_rows: vec![model.grid.max_points],
             cells: Vec::new(),
             dropped_cells: Vec::new(),
             counts: Vec::new(),
             sums: Vec::new(),
-            features: Vec::new(),
+            members: Vec::new(),
             points_outside: 0,
+            batch_sizes: vec![0],
+            order: Vec::new(),
+            ordered_cells: Vec::new(),
+            features: Vec::new(),
         }
     }
 
@@ -122,8 +150,29 @@ impl Pillarizer {
         &self.grid
     }
 
+    /// Sets the rows of the batches from the next cloud on; `max_points` is always among them.
+    ///
+    /// A pillar goes to the smallest batch that leaves it a row of zeros, or to the last.
+    pub fn set_batch_rows(&mut self, rows: &[usize]) {
+        self.batch_rows = rows
+            .iter()
+            .copied()
+            .filter(|r| (1..self.max_points).contains(r))
+            .collect();
+        self.batch_rows.sort_unstable();
+        self.batch_rows.dedup();
+        self.batch_rows.push(self.max_points);
+    }
+
     /// Sorts a cloud into pillars, replacing the previous one.
     pub fn build(&mut self, points: &Points) {
+        self.collect(points);
+        self.lay_out();
+        self.write_features(points);
+    }
+
+    /// Finds each point's pillar.
+    fn collect(&mut self, points: &Points) {
         for cell in self.cells.iter().chain(&self.dropped_cells) {
             self.pillar_of_cell[*cell as usize] = EMPTY;
         }
@@ -133,8 +182,7 @@ impl Pillarizer {
         self.sums.clear();
         self.points_outside = 0;
 
-        let row = self.max_points * self.width;
-        for point in &points.0 {
+        for (index, point) in points.0.iter().enumerate() {
             let Some(cell) = self.grid.cell(point) else {
                 self.points_outside += 1;
                 continue;
@@ -154,11 +202,7 @@ impl Pillarizer {
                 self.cells.push(cell as u32);
                 self.counts.push(0);
                 self.sums.push([0.0; 3]);
-                let needed = self.cells.len() * row;
-                if self.features.len() < needed {
-                    let most = self.max_pillars.saturating_mul(row);
-                    self.features.resize((needed * 2).min(most), 0.0);
-                }
+                grow(&mut self.members, self.cells.len() * self.max_points);
             }
             let pillar = pillar as usize;
             let count = self.counts[pillar] as usize;
@@ -166,65 +210,89 @@ impl Pillarizer {
                 continue;
             }
             self.counts[pillar] += 1;
+            self.members[pillar * self.max_points + count] = index as u32;
             let sum = &mut self.sums[pillar];
             sum[0] += point.x;
             sum[1] += point.y;
             sum[2] += point.z;
-            let at = pillar * row + count * self.width;
-            let out = &mut self.features[at..at + self.point_features.len()];
-            for (value, feature) in out.iter_mut().zip(&self.point_features) {
-                *value = match feature {
-                    PointFeature::X => point.x,
-                    PointFeature::Y => point.y,
-                    PointFeature::Z => point.z,
-                    PointFeature::Intensity => point.intensity * self.intensity_scale,
-                    PointFeature::Ring => f32::from(point.ring),
-                    PointFeature::TimeLag => point.time_lag,
-                };
-            }
-            // The decorations need the mean, which is known only at the end; until then their
-            // place holds the position, which need not be among the features.
-            self.stash(at, [point.x, point.y, point.z]);
-        }
-        self.decorate();
-    }
-
-    #[inline]
-    fn stash(&mut self, at: usize, xyz: [f32; 3]) {
-        let mut at = at + self.point_features.len();
-        for decoration in &self.decorations {
-            let width = decoration.width();
-            self.features[at..at + width].copy_from_slice(&xyz[..width]);
-            at += width;
         }
     }
 
-    /// Turns the stashed positions into offsets and clears the rows that hold no point.
-    fn decorate(&mut self) {
-        let raw = self.point_features.len();
-        let pillars = self
-            .features
-            .chunks_exact_mut(self.max_points * self.width)
-            .zip(self.cells.iter().zip(self.counts.iter().zip(&self.sums)));
-        for (rows, (cell, (count, sum))) in pillars {
-            let mean = sum.map(|s| s / *count as f32);
-            let centre = self.grid.centre(*cell as usize);
-            let (kept, padding) = rows.split_at_mut(*count as usize * self.width);
-            for point in kept.chunks_exact_mut(self.width) {
-                let mut rest = &mut point[raw..];
-                for decoration in &self.decorations {
-                    let origin = match decoration {
-                        Decoration::ClusterXyz => &mean,
-                        Decoration::CentreXy | Decoration::CentreXyz => &centre,
-                    };
-                    let (values, after) = rest.split_at_mut(decoration.width());
-                    for (value, origin) in values.iter_mut().zip(origin) {
-                        *value -= origin;
-                    }
-                    rest = after;
+    /// Gives each pillar its place in a batch; within a batch the order stays.
+    fn lay_out(&mut self) {
+        self.order.clear();
+        self.ordered_cells.clear();
+        self.batch_sizes.clear();
+        let mut least = 0;
+        for rows in &self.batch_rows {
+            // The last batch takes full pillars as well.
+            let most = if *rows == self.max_points {
+                *rows + 1
+            } else {
+                *rows
+            };
+            let before = self.order.len();
+            for (pillar, count) in self.counts.iter().enumerate() {
+                if (least..most).contains(&(*count as usize)) {
+                    self.order.push(pillar as u32);
+                    self.ordered_cells.push(self.cells[pillar]);
                 }
             }
-            padding.fill(0.0);
+            self.batch_sizes.push(self.order.len() - before);
+            least = most;
+        }
+    }
+
+    fn write_features(&mut self, points: &Points) {
+        let rows_in_all: usize = std::iter::zip(&self.batch_sizes, &self.batch_rows)
+            .map(|(size, rows)| size * rows)
+            .sum();
+        grow(&mut self.features, rows_in_all * self.width);
+        let mut order = self.order.as_slice();
+        let mut rest = self.features.as_mut_slice();
+        for (size, rows) in std::iter::zip(&self.batch_sizes, &self.batch_rows) {
+            let (pillars, after) = order.split_at(*size);
+            order = after;
+            let (features, after) = rest.split_at_mut(size * rows * self.width);
+            rest = after;
+            for (out, pillar) in features.chunks_exact_mut(rows * self.width).zip(pillars) {
+                let pillar = *pillar as usize;
+                let count = self.counts[pillar] as usize;
+                let mean = self.sums[pillar].map(|s| s / count as f32);
+                let centre = self.grid.centre(self.cells[pillar] as usize);
+                let first = pillar * self.max_points;
+                let (kept, padding) = out.split_at_mut(count * self.width);
+                for (row, member) in kept
+                    .chunks_exact_mut(self.width)
+                    .zip(&self.members[first..first + count])
+                {
+                    let point = &points.0[*member as usize];
+                    let (raw, mut offsets) = row.split_at_mut(self.point_features.len());
+                    for (value, feature) in raw.iter_mut().zip(&self.point_features) {
+                        *value = match feature {
+                            PointFeature::X => point.x,
+                            PointFeature::Y => point.y,
+                            PointFeature::Z => point.z,
+                            PointFeature::Intensity => point.intensity * self.intensity_scale,
+                            PointFeature::Ring => f32::from(point.ring),
+                            PointFeature::TimeLag => point.time_lag,
+                        };
+                    }
+                    let xyz = [point.x, point.y, point.z];
+                    for decoration in &self.decorations {
+                        let origin = match decoration {
+                            Decoration::ClusterXyz => &mean,
+                            Decoration::CentreXy | Decoration::CentreXyz => &centre,
+                        };
+                        let (values, after) = offsets.split_at_mut(decoration.width());
+                        for (value, (p, o)) in values.iter_mut().zip(xyz.iter().zip(origin)) {
+                            *value = p - o;
+                        }
+                        offsets = after;
+                    }
+                }
+                padding.fill(0.0);
+            }
         }
     }
 
@@ -237,19 +305,46 @@ impl Pillarizer {
         self.cells.is_empty()
     }
 
-    /// The encoder's input, `[pillars, max_points, features]`; rows without a point are zero.
-    pub fn features(&self) -> ArrayView3<'_, f32> {
-        let shape = (self.len(), self.max_points, self.width);
-        let values = &self.features[..shape.0 * shape.1 * shape.2];
-        ArrayView3::from_shape(shape, values).expect("the slice was cut to the shape's length")
+    /// The encoder's input, in parts that differ in their number of rows; empty ones are left out.
+    pub fn batches(&self) -> impl Iterator<Item = Batch<'_>> {
+        let mut first_pillar = 0;
+        let mut first_value = 0;
+        std::iter::zip(&self.batch_sizes, &self.batch_rows)
+            .map(move |(size, rows)| {
+                let values = size * rows * self.width;
+                let features = &self.features[first_value..first_value + values];
+                let cells = &self.ordered_cells[first_pillar..first_pillar + size];
+                first_pillar += size;
+                first_value += values;
+                Batch {
+                    features: ArrayView3::from_shape((*size, *rows, self.width), features)
+                        .expect("the slice was cut to the shape's length"),
+                    cells,
+                }
+            })
+            .filter(|batch| !batch.cells.is_empty())
     }
 
-    /// Cell `y * size_x + x` of each pillar.
+    /// The encoder's whole input, `[pillars, max_points, features]`, pillars in the order of their
+    /// first point. Copied together from the batches.
+    pub fn features(&self) -> Array3<f32> {
+        let mut all = Array3::zeros((self.len(), self.max_points, self.width));
+        let mut places = self.order.iter();
+        for batch in self.batches() {
+            for (part, pillar) in batch.features.outer_iter().zip(&mut places) {
+                all.slice_mut(s![*pillar as usize, ..part.dim().0, ..])
+                    .assign(&part);
+            }
+        }
+        all
+    }
+
+    /// Cell `y * size_x + x` of each pillar, in the order of their first point.
     pub fn cells(&self) -> &[u32] {
         &self.cells
     }
 
-    /// Points kept in each pillar.
+    /// Points kept in each pillar, in the order of their first point.
     pub fn counts(&self) -> &[u32] {
         &self.counts
     }
@@ -265,19 +360,25 @@ impl Pillarizer {
     }
 }
 
+/// Makes room for `length` values, and then some, so that steady traffic allocates nothing.
+fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
+    if buffer.len() < length {
+        buffer.resize(length.max(buffer.len() * 3 / 2), T::default());
+    }
+}
+
 /// Writes one row of `encoded` (`[pillars, channels]`) into the column of each cell of
-/// `map` (`[channels, y, x]`), and zeros everywhere else.
+/// `map` (`[channels, y, x]`). Other cells stay as they are.
 ///
 /// `cells` must be below `y * x` of the map, as those of a [`Pillarizer`] of the same grid are.
 pub fn scatter(encoded: ArrayView2<'_, f32>, cells: &[u32], mut map: ArrayViewMut3<'_, f32>) {
-    map.fill(0.0);
-    let plane = map.dim().1 * map.dim().2;
-    let values = map
-        .as_slice_mut()
-        .expect("the map is a whole array in standard layout");
-    for (row, cell) in encoded.outer_iter().zip(cells) {
-        for (channel, value) in row.iter().enumerate() {
-            values[channel * plane + *cell as usize] = *value;
+    // Plane by plane: a plane stays in the cache, a whole column never does.
+    for (mut plane, values) in map.outer_iter_mut().zip(encoded.columns()) {
+        let plane = plane
+            .as_slice_mut()
+            .expect("the map is a whole array in standard layout");
+        for (value, cell) in values.iter().zip(cells) {
+            plane[*cell as usize] = *value;
         }
     }
 }
@@ -421,12 +522,30 @@ mod tests {
     }
 
     #[test]
-    fn scatter_fills_each_column_and_clears_the_rest() {
+    fn scatter_fills_each_column_and_leaves_the_rest() {
         let encoded = Array2::from_shape_vec((2, 2), vec![1.0, 2.0, 3.0, 4.0]).unwrap();
-        let mut map = Array3::from_elem((2, 2, 3), 9.0);
+        let mut map = Array3::zeros((2, 2, 3));
         scatter(encoded.view(), &[4, 0], map.view_mut());
         let expected = [3.0, 0.0, 0.0, 0.0, 1.0, 0.0, 4.0, 0.0, 0.0, 0.0, 2.0, 0.0];
         assert_eq!(map.as_slice().unwrap(), expected);
+    }
+
+    #[test]
+    fn batches_hold_the_same_pillars_with_fewer_rows() {
+        let mut points = Vec::new();
+        for (x, n) in [(0.5, 1), (1.5, 2), (2.5, 3), (3.5, 4), (-0.5, 9), (-1.5, 1)] {
+            points.extend(vec![point(x, 0.5, x / 2.0); n]);
+        }
+        let whole = build(&model(), &points);
+        let mut pillars = Pillarizer::new(&model());
+        pillars.set_batch_rows(&[9, 3, 2, 0]);
+        pillars.build(&Points(points));
+        assert_eq!(pillars.features(), whole.features());
+        let shapes: Vec<_> = pillars.batches().map(|b| b.features.dim()).collect();
+        // One point in two rows, two in three; all others in four.
+        assert_eq!(shapes, [(2, 2, 9), (1, 3, 9), (3, 4, 9)]);
+        let cells: Vec<u32> = pillars.batches().flat_map(|b| b.cells.to_vec()).collect();
+        assert_eq!(cells, [36, 34, 37, 38, 39, 35]);
     }
 
     proptest! {
@@ -458,15 +577,15 @@ mod tests {
             prop_assert_eq!(pillars.points_outside(), outside);
             prop_assert_eq!(pillars.len(), cells.len().min(16));
             prop_assert_eq!(pillars.dropped_pillars(), cells.len().saturating_sub(16));
+            let rows = pillars.features();
             for (i, (cell, members)) in cells.iter().take(16).enumerate() {
                 prop_assert_eq!(pillars.cells()[i], *cell);
                 let kept = members.len().min(4);
                 prop_assert_eq!(pillars.counts()[i] as usize, kept);
                 for (j, p) in members.iter().take(kept).enumerate() {
-                    let row = pillars.features();
-                    prop_assert_eq!([row[[i, j, 0]], row[[i, j, 1]], row[[i, j, 2]]], [p.x, p.y, p.z]);
+                    prop_assert_eq!(rows.slice(s![i, j, ..3]).to_vec(), [p.x, p.y, p.z]);
                 }
-                let sum: f32 = (0..kept).map(|j| pillars.features()[[i, j, 4]]).sum();
+                let sum: f32 = (0..kept).map(|j| rows[[i, j, 4]]).sum();
                 prop_assert!(sum.abs() < 1e-4);
             }
         }
