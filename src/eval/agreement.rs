@@ -313,3 +313,33 @@ fn both<'a>(
         .filter(move |(i, _)| *i == band || *i == all)
         .map(|(_, tally)| tally)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_95th_percentile_is_the_nearest_rank() {
+        let values: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        let spread = Spread::of(&values).unwrap();
+        assert_eq!((spread.mean, spread.p95, spread.max), (50.5, 95.0, 100.0));
+        let one = Spread::of(&[3.0]).unwrap();
+        assert_eq!((one.mean, one.p95, one.max), (3.0, 3.0, 3.0));
+        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(Spread::of(&[f64::NAN]), None);
+    }
+
+    #[test]
+    fn class_distances_are_found_in_any_case() {
+        let options = AgreementOptions::default();
+        assert_eq!(options.distance_of("pedestrian"), 0.5);
+        assert_eq!(options.distance_of("Bus"), 2.0);
+        assert_eq!(options.distance_of("CAR"), 1.0);
+    }
+
+    #[test]
+    fn options_refuse_an_unknown_key() {
+        assert!(serde_json::from_str::<AgreementOptions>(r#"{"distance": 2}"#).is_ok());
+        assert!(serde_json::from_str::<AgreementOptions>(r#"{"distanze": 2}"#).is_err());
+    }
+}

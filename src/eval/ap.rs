@@ -288,13 +288,17 @@ pub fn average_precision(
         recall.push(found as f64 / truths as f64);
         precision.push(found as f64 / (i + 1) as f64);
     }
+    // The curve jumps at the recalls that false detections share, so the last bit of a recall
+    // level matters: the devkit's `numpy.linspace` multiplies by the step.
+    let level = |i: i32| if i == 100 { 1.0 } else { f64::from(i) * 0.01 };
     let curve: Vec<f64> = (0..=100)
-        .map(|i| interpolate(f64::from(i) / 100.0, &recall, &precision))
+        .map(|i| interpolate(level(i), &recall, &precision))
         .collect();
     let plain = curve.iter().sum::<f64>() / curve.len() as f64;
     let tail = &curve[11..];
     let clipped = tail.iter().map(|p| (p - 0.1).max(0.0)).sum::<f64>() / tail.len() as f64 / 0.9;
-    Some((plain, clipped))
+    // Rounding may carry a perfect curve just past one.
+    Some((plain.min(1.0), clipped.min(1.0)))
 }
 
 /// Linear interpolation in a curve whose `xs` never fall; constant before the first point, zero
@@ -613,5 +617,71 @@ impl Prepared {
             .iter()
             .flat_map(|(frame, hit)| std::iter::repeat_n(*hit, weights[*frame] as usize));
         average_precision(hits, truths).map(|(plain, _)| plain)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+
+    #[test]
+    fn average_precision_of_three_detections_as_computed_by_hand() {
+        // Hit, false, hit over 4 truths: recalls 1/4, 1/4, 1/2, precisions 1, 1/2, 2/3.
+        // Recalls 0 .. 0.24 (25 of them) see 1, the first point's precision. At 0.25 the last of
+        // the points counts: 1/2. From there it rises linearly to 2/3 at 0.5: 26 recalls with
+        // the mean of 1/2 and 2/3. Beyond 0.5 there is nothing.
+        let (plain, clipped) = average_precision([true, false, true], 4).unwrap();
+        let middle = (0.5 + 2.0 / 3.0) / 2.0;
+        assert_relative_eq!(plain, (25.0 + 26.0 * middle) / 101.0, epsilon = 1e-12);
+        // Recalls 0.11 .. 0.24 (14) at 1 - 0.1, then the same 26 less 0.1 each, of 90.
+        let expected = (14.0 * 0.9 + 26.0 * (middle - 0.1)) / 90.0 / 0.9;
+        assert_relative_eq!(clipped, expected, epsilon = 1e-12);
+    }
+
+    #[test]
+    fn all_found_without_a_false_one_is_one_and_nothing_found_is_zero() {
+        assert_eq!(average_precision([true; 7], 7), Some((1.0, 1.0)));
+        assert_eq!(average_precision([], 7), Some((0.0, 0.0)));
+        assert_eq!(average_precision([false; 3], 7), Some((0.0, 0.0)));
+        assert_eq!(average_precision([], 0), None);
+        assert_eq!(average_precision([false], 0), None);
+    }
+
+    #[test]
+    fn precision_below_a_tenth_is_worth_nothing_to_nuscenes_only() {
+        // One truth, found by the last of 20 detections: precision 0.05.
+        let hits = (0..20).map(|i| i == 19);
+        let (plain, clipped) = average_precision(hits, 1).unwrap();
+        assert!(plain > 0.0);
+        assert_eq!(clipped, 0.0);
+    }
+
+    #[test]
+    fn interpolation_takes_the_last_of_equal_abscissae_and_zero_beyond_the_end() {
+        let (xs, ys) = ([0.2, 0.2, 0.4], [1.0, 0.5, 0.7]);
+        assert_eq!(interpolate(0.0, &xs, &ys), 1.0);
+        assert_eq!(interpolate(0.2, &xs, &ys), 0.5);
+        assert_relative_eq!(interpolate(0.3, &xs, &ys), 0.6, epsilon = 1e-12);
+        assert_eq!(interpolate(0.4, &xs, &ys), 0.7);
+        assert_eq!(interpolate(0.41, &xs, &ys), 0.0);
+        assert_eq!(interpolate(0.0, &[], &[]), 0.0);
+    }
+
+    #[test]
+    fn a_sector_may_cross_the_rear() {
+        let options = EvalOptions {
+            sector: Some((150.0, -150.0)),
+            ..EvalOptions::default()
+        };
+        let at = |x: f32, y: f32| Box3d {
+            center: [x, y, 0.0].into(),
+            size: [1.0, 1.0, 1.0].into(),
+            yaw: 0.0,
+        };
+        assert!(options.in_scope(&at(-10.0, 1.0)));
+        assert!(options.in_scope(&at(-10.0, -1.0)));
+        assert!(!options.in_scope(&at(10.0, 0.0)));
+        assert!(!options.in_scope(&at(0.0, 10.0)));
     }
 }

@@ -138,3 +138,45 @@ impl BoxesFile {
         std::fs::write(path, json).map_err(io)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(json: &str) -> Result<BoxesFile, BoxesError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("boxes.json");
+        std::fs::write(&path, json).unwrap();
+        BoxesFile::load(&path)
+    }
+
+    const ONE: &str = r#"{"classes": ["CAR"], "frames": [{"stamp": "315978406019574001",
+        "detections": [{"center": [1, 2, 3], "size_lwh": [4, 2, 1], "yaw": 0.5, "class": 0,
+                        "score": 0.75}]}]}"#;
+
+    #[test]
+    fn a_file_survives_writing_and_reading_to_the_nanosecond() {
+        let file = load(ONE).unwrap();
+        assert_eq!(file.frames[0].stamp, 315_978_406_019_574_001);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("again.json");
+        file.save(&path).unwrap();
+        assert_eq!(BoxesFile::load(&path).unwrap(), file);
+    }
+
+    #[test]
+    fn a_file_with_a_fault_is_refused_by_place() {
+        for (from, to, part) in [
+            (r#""class": 0"#, r#""class": 1"#, "class 1 of 1"),
+            ("[4, 2, 1]", "[4, -2, 1]", "negative"),
+            ("0.75", "1e99", "finite"),
+            (r#""yaw": 0.5, "#, "", "yaw"),
+            ("315978406019574001", "now", "nanoseconds"),
+            (r#"{"classes""#, r#"{"format": 2, "classes""#, "format 2"),
+        ] {
+            let message = load(&ONE.replace(from, to)).unwrap_err().to_string();
+            assert!(message.contains(part), "no `{part}` in `{message}`");
+            assert!(message.contains("boxes.json"), "{message}");
+        }
+    }
+}

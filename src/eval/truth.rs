@@ -560,3 +560,204 @@ fn parse_kitti_labels(
     }
     Ok(truths)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+    use proptest::prelude::*;
+    use std::f32::consts::FRAC_PI_2;
+
+    fn classes() -> Vec<String> {
+        ["CAR", "PEDESTRIAN"].map(String::from).to_vec()
+    }
+
+    fn load(json: &str, rules: &str) -> Result<Labels, TruthError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("labels.json");
+        std::fs::write(&path, json).unwrap();
+        Labels::load(&path, &ClassMap::new(&classes(), rules)?)
+    }
+
+    const TWO: &str = r#"{"1000": [
+        {"label": "VEHICLE", "center": [1, 2, 0], "size_lwh": [4, 2, 1.5], "yaw": 0.5,
+         "track": "a", "velocity": [3, 0], "points": 12},
+        {"label": "pedestrian", "center": [5, 0, 0], "size_lwh": [0.6, 0.6, 1.7], "yaw": 0}],
+        "2000": []}"#;
+
+    #[test]
+    fn labels_become_classes_by_name_or_by_rule() {
+        let plain = load(TWO, "").unwrap();
+        let of = |labels: &Labels| -> Vec<(Option<usize>, bool)> {
+            let truths = labels.at(1000).unwrap();
+            truths.iter().map(|t| (t.class, t.ignored)).collect()
+        };
+        assert_eq!(of(&plain), [(None, false), (Some(1), false)]);
+        assert_eq!(plain.unmapped(), [("VEHICLE", 1)].into());
+        let ruled = load(TWO, "vehicle = car, PEDESTRIAN=ignore").unwrap();
+        assert_eq!(of(&ruled), [(Some(0), false), (None, true)]);
+        assert!(ruled.unmapped().is_empty());
+    }
+
+    #[test]
+    fn optional_keys_may_be_absent() {
+        let labels = load(TWO, "").unwrap();
+        let [car, person] = labels.at(1000).unwrap() else {
+            panic!("two boxes")
+        };
+        assert_eq!(car.velocity, Some(Vector2::new(3.0, 0.0)));
+        assert_eq!((car.points, car.track.as_deref()), (Some(12), Some("a")));
+        assert_eq!((person.velocity, person.points), (None, None));
+        assert_eq!(labels.at(2000), Some(&[][..]));
+        assert_eq!(labels.at(3000), None);
+    }
+
+    #[test]
+    fn the_nearest_frame_counts_only_within_the_tolerance() {
+        let labels = load(TWO, "").unwrap();
+        assert_eq!(labels.nearest(1300, 300).unwrap().0, 1000);
+        assert_eq!(labels.nearest(1800, 300).unwrap().0, 2000);
+        assert_eq!(labels.nearest(1301, 300), None);
+        assert!(labels.nearest(i64::MIN, 10).is_none());
+    }
+
+    #[test]
+    fn errors_name_the_file_and_the_key() {
+        for (json, parts) in [
+            ("[1, 2]", &["labels.json", "no labels"][..]),
+            ("{", &["labels.json", "JSON"]),
+            (r#"{"now": []}"#, &["key now", "nanoseconds"]),
+            (r#"{"1": 5}"#, &["key 1", "list"]),
+            (r#"{"7": [{"label": "CAR"}]}"#, &["key 7[0]", "center"]),
+            (
+                r#"{"7": [{"label": "CAR", "center": [0,0,0], "size_lwh": [4,0,1], "yaw": 0}]}"#,
+                &["key 7[0]", "positive"],
+            ),
+            (
+                r#"{"7": [{"label": "CAR", "center": [0,1e99,0], "size_lwh": [4,2,1], "yaw": 0}]}"#,
+                &["key 7[0]", "finite"],
+            ),
+            (
+                r#"{"boxes_lidar": [[0,0,0,1,1,1,0]], "names": [], "timestamp": 5}"#,
+                &["key names", "0 entries for 1"],
+            ),
+        ] {
+            let message = load(json, "").unwrap_err().to_string();
+            for part in parts {
+                assert!(message.contains(part), "no `{part}` in `{message}`");
+            }
+        }
+        let message = ClassMap::new(&classes(), "VAN=BUS")
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("VAN=BUS") && message.contains("CAR, PEDESTRIAN"));
+        assert!(ClassMap::new(&classes(), "VAN").is_err());
+        let missing = Labels::load(Path::new("no/such.json"), &ClassMap::default());
+        assert!(matches!(missing, Err(TruthError::Io { .. })));
+    }
+
+    #[test]
+    fn a_nuscenes_key_frame_gives_boxes_in_the_lidar_frame() {
+        let labels = load(
+            r#"{"timestamp": 1533151605047769, "names": ["pedestrian", "car"],
+                "boxes_lidar": [[1, 2, 3, 0.6, 0.5, 1.7, 0.1], [4, 5, 6, 4.2, 1.8, 1.5, -2]],
+                "velocity_lidar_xy": [[0.5, -0.5], [null, null]], "num_lidar_pts": [6, 90]}"#,
+            "",
+        )
+        .unwrap();
+        let truths = labels.at(1_533_151_605_047_769_000).unwrap();
+        assert_eq!(truths[0].class, Some(1));
+        assert_eq!(truths[0].velocity, Some(Vector2::new(0.5, -0.5)));
+        assert_eq!(truths[1].velocity, None);
+        assert_eq!(truths[1].points, Some(90));
+        assert_eq!(truths[1].bbox.size, Vector3::new(4.2, 1.8, 1.5));
+    }
+
+    /// A camera that looks along the Velodyne's x, 1 m to its left.
+    const CALIBRATION: &str = "P2: 1 0 0 0 0 1 0 0 0 0 1 0\nR0_rect: 1 0 0 0 1 0 0 0 1\n\
+        Tr_velo_to_cam: 0 -1 0 1 0 0 -1 0 1 0 0 0\nTr_imu_to_velo: 0 0 0 0 0 0 0 0 0 0 0 0\n";
+
+    fn kitti(line: &str) -> Result<Vec<Truth>, TruthError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("000007.txt");
+        std::fs::write(&path, CALIBRATION).unwrap();
+        let calibration = KittiCalibration::load(&path)?;
+        let map = ClassMap::new(&classes(), "")?;
+        parse_kitti_labels(&path, line, &calibration, &map)
+    }
+
+    #[test]
+    fn a_kitti_box_moves_to_the_velodyne_frame() {
+        // 20 m ahead of the camera, 3 m to its right, bottom 1.6 m below it, heading forward
+        // (rotation_y = -pi/2).
+        let line = "Car 0.00 0 1.85 0 0 1 1 1.5 1.9 4.2 3.0 1.6 20.0 -1.5707963";
+        let truths = kitti(line).unwrap();
+        let bbox = truths[0].bbox;
+        let expected = Vector3::new(20.0, 1.0 - 3.0, -1.6 + 0.75);
+        assert_relative_eq!(bbox.center, expected, epsilon = 1e-5);
+        assert_eq!(bbox.size, Vector3::new(4.2, 1.9, 1.5));
+        assert_relative_eq!(bbox.yaw, 0.0, epsilon = 1e-5);
+        assert_eq!(truths[0].class, Some(0));
+        // rotation_y = 0 heads along the camera's x, to the right.
+        let right = kitti(&line.replace("-1.5707963", "0")).unwrap();
+        assert_relative_eq!(right[0].bbox.yaw, -FRAC_PI_2, epsilon = 1e-5);
+    }
+
+    #[test]
+    fn kitti_regions_without_a_box_are_left_out_and_short_lines_refused() {
+        let region = "DontCare -1 -1 -10 5 1 5 1 -1 -1 -1 -1000 -1000 -1000 -10";
+        assert!(kitti(region).unwrap().is_empty());
+        let message = kitti("Car 0.00 0 1.85").unwrap_err().to_string();
+        assert!(
+            message.contains("line 1") && message.contains("14"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn points_are_counted_in_the_newest_sweep_where_the_labels_have_no_count() {
+        let mut truths = load(TWO, "").unwrap().at(1000).unwrap().to_vec();
+        let point = |x: f32, time_lag: f32| crate::cloud::Point {
+            x,
+            time_lag,
+            ..Default::default()
+        };
+        let points = Points(vec![
+            point(5.0, 0.0),
+            point(5.2, 0.0),
+            point(5.1, 0.1),
+            point(5.4, 0.0),
+        ]);
+        count_points(&mut truths, &points);
+        assert_eq!(truths[0].points, Some(12), "a count of the labels stays");
+        assert_eq!(truths[1].points, Some(2));
+    }
+
+    proptest! {
+        #[test]
+        fn a_box_moved_there_and_back_is_the_same(
+            x in -80f32..80.0, y in -80f32..80.0, yaw in -3.1f32..3.1,
+            dx in -5f64..5.0, turn in -3.1f64..3.1,
+        ) {
+            let bbox = Box3d {
+                center: Vector3::new(x, y, 0.4),
+                size: Vector3::new(4.0, 2.0, 1.5),
+                yaw,
+            };
+            let pose = crate::geometry::pose_from_xyz_rpy([dx, 1.0, 1.8], [0.0, 0.0, turn]);
+            let back = transform_box(&transform_box(&bbox, &pose), &pose.inverse());
+            prop_assert!((back.center - bbox.center).norm() < 1e-3);
+            prop_assert!(wrap_angle(back.yaw - bbox.yaw).abs() < 1e-3);
+        }
+
+        #[test]
+        fn reading_any_text_gives_labels_or_an_error(text in "\\PC{0,200}") {
+            let _ = load(&text, "");
+        }
+
+        #[test]
+        fn reading_any_kitti_line_gives_labels_or_an_error(text in "[a-z0-9 .eE+-]{0,120}") {
+            let _ = kitti(&text);
+        }
+    }
+}
