@@ -21,6 +21,8 @@ struct Cli {
     command: Command,
 }
 
+// Made once per process, so its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Subcommand)]
 enum Command {
     /// Run a model over a bag and write the detections as JSON
