@@ -332,15 +332,11 @@ impl Road {
 
     /// Middle of a lane, counted from the middle of the road, for traffic in this direction.
     fn lane(&self, direction: f64, number: usize) -> f64 {
-        -direction
-            * self.hand
-            * (self.median / 2.0 + self.lane_width * (number as f64 + 0.5))
+        -direction * self.hand * (self.median / 2.0 + self.lane_width * (number as f64 + 0.5))
     }
 
     fn is_free(&self, s: f64, half: f64) -> bool {
-        self.gaps
-            .iter()
-            .all(|&(a, b)| s + half < a || s - half > b)
+        self.gaps.iter().all(|&(a, b)| s + half < a || s - half > b)
     }
 
     fn paint(&self, terrain: &mut Terrain) {
@@ -448,7 +444,11 @@ impl Builder {
                 self.place_model(model, Some(class), motion, 0.3);
             }
             // Exponential over a minimum distance.
-            let least = if lane.speed.mean < 0.5 { 1.2 } else { 3.0 + 0.4 * lane.speed.mean };
+            let least = if lane.speed.mean < 0.5 {
+                1.2
+            } else {
+                3.0 + 0.4 * lane.speed.mean
+            };
             let mean = (lane.gap - 4.5 - least).max(0.5);
             s += least + mean * f64::from(-(1.0 - self.rng.unit()).ln()).min(4.0);
         }
@@ -457,7 +457,12 @@ impl Builder {
     /// Cyclists along the edge of the lanes, or on their own strip.
     fn cyclists(&mut self, road: &Road, view: (f64, f64), gap: f64) {
         for direction in [-1.0, 1.0] {
-            let edge = road.half_lanes() + if road.bike > 0.0 { road.bike / 2.0 } else { -0.5 };
+            let edge = road.half_lanes()
+                + if road.bike > 0.0 {
+                    road.bike / 2.0
+                } else {
+                    -0.5
+                };
             let left = -direction * road.hand * edge;
             let mean = if self.rng.chance(0.1) {
                 0.0
@@ -503,7 +508,11 @@ impl Builder {
             while s < road.along.1 {
                 let mut step = pitch;
                 if road.is_free(s, 4.0) && self.rng.chance(road.parked) {
-                    let mix = if perpendicular { [1.0, 0.0, 0.0] } else { [0.955, 0.035, 0.01] };
+                    let mix = if perpendicular {
+                        [1.0, 0.0, 0.0]
+                    } else {
+                        [0.955, 0.035, 0.01]
+                    };
                     let (model, class) = self.vehicle(mix, false);
                     let (l, w) = (f64::from(model.size.x), f64::from(model.size.y));
                     let half = road.half_lanes() + road.bike;
@@ -514,7 +523,11 @@ impl Builder {
                         let against = if self.rng.chance(0.1) { PI } else { 0.0 };
                         let clearance = self.rng.range64(0.1, 0.35);
                         step = step.max(l + self.rng.range64(0.6, 1.6));
-                        (s + l / 2.0, half + width - clearance - w / 2.0, facing + against)
+                        (
+                            s + l / 2.0,
+                            half + width - clearance - w / 2.0,
+                            facing + against,
+                        )
                     };
                     let spot = road.curve.at(along, side * left).ahead(
                         0.0,
@@ -535,7 +548,10 @@ impl Builder {
             let over = road.pavement.max(1.0);
             // Faces the road: +y of the model towards the middle.
             let inward = if side > 0.0 { PI } else { 0.0 };
-            let mut row = |builder: &mut Self, gap: f64, from: f64, place: &mut dyn FnMut(&mut Self, Planar)| {
+            let row = |builder: &mut Self,
+                       gap: f64,
+                       from: f64,
+                       place: &mut dyn FnMut(&mut Self, Planar)| {
                 let mut s = road.along.0 + builder.rng.range64(0.0, gap);
                 while s < road.along.1 {
                     if road.is_free(s, 1.0) {
@@ -547,7 +563,13 @@ impl Builder {
             };
             row(self, 32.0 / density, 0.5, &mut |b, at| {
                 let model = models::lamp(&mut b.rng);
-                b.place(Body::Rigid(Box::new(model)), None, Motion::Fixed(at), (0.4, 0.4), 0.1);
+                b.place(
+                    Body::Rigid(Box::new(model)),
+                    None,
+                    Motion::Fixed(at),
+                    (0.4, 0.4),
+                    0.1,
+                );
             });
             if trees > 0.0 && self.rng.chance(0.75) {
                 let gap = self.rng.range64(7.0, 16.0) / trees;
@@ -643,12 +665,8 @@ impl Builder {
                 // A gap: lawn, trees, a site, or a yard with cars.
                 self.yard(|along, out| at(s + along, out), length, inward);
             } else {
-                let model = models::building(
-                    &mut self.rng,
-                    length as f32,
-                    depth as f32,
-                    height as f32,
-                );
+                let model =
+                    models::building(&mut self.rng, length as f32, depth as f32, height as f32);
                 self.thing(
                     model,
                     at(middle, set_back + depth / 2.0 + 0.5).ahead(0.0, 0.0, inward),
@@ -660,7 +678,9 @@ impl Builder {
             }
             s += length
                 + match style {
-                    Frontage::Town => [0.1, self.rng.range64(2.0, 6.0)][usize::from(self.rng.chance(0.3))],
+                    Frontage::Town => {
+                        [0.1, self.rng.range64(2.0, 6.0)][usize::from(self.rng.chance(0.3))]
+                    }
                     Frontage::Houses => self.rng.range64(2.5, 7.0),
                     Frontage::Open => 0.0,
                 };
@@ -684,7 +704,11 @@ impl Builder {
             1 => {
                 for i in 0..(length / 2.9) as usize {
                     if self.rng.chance(0.5) {
-                        let turn = if self.rng.chance(0.5) { FRAC_PI_2 } else { -FRAC_PI_2 };
+                        let turn = if self.rng.chance(0.5) {
+                            FRAC_PI_2
+                        } else {
+                            -FRAC_PI_2
+                        };
                         let spot = at(1.5 + 2.9 * i as f64, self.rng.range64(4.3, 4.8))
                             .ahead(0.0, 0.0, turn);
                         let model = models::car(&mut self.rng, false);
@@ -708,11 +732,16 @@ impl Builder {
         let line = road.kerb(side) + road.pavement;
         let driveway = self.rng.chance(0.4) && set_back > 5.0;
         if driveway {
-            let turn = if self.rng.chance(0.5) { FRAC_PI_2 } else { -FRAC_PI_2 };
-            let spot = road
-                .curve
-                .at(s + length - 1.6, side * (line + 2.8))
-                .ahead(0.0, 0.0, turn + 0.03 * f64::from(self.rng.normal()));
+            let turn = if self.rng.chance(0.5) {
+                FRAC_PI_2
+            } else {
+                -FRAC_PI_2
+            };
+            let spot = road.curve.at(s + length - 1.6, side * (line + 2.8)).ahead(
+                0.0,
+                0.0,
+                turn + 0.03 * f64::from(self.rng.normal()),
+            );
             let model = models::car(&mut self.rng, false);
             self.place_model(model, Some(ObjectClass::Car), Motion::Fixed(spot), 0.15);
         }
@@ -721,7 +750,9 @@ impl Builder {
         let pieces = (span / 3.0).max(1.0) as usize;
         let piece = span / pieces as f64;
         for i in 0..pieces {
-            let at = road.curve.at(s + piece * (i as f64 + 0.5), side * (line + 0.45));
+            let at = road
+                .curve
+                .at(s + piece * (i as f64 + 0.5), side * (line + 0.45));
             let length = piece as f32 - 0.02;
             let model = match kind {
                 0 => models::hedge(&mut self.rng, length),
@@ -771,7 +802,9 @@ impl Builder {
         self.thing(shelter, stand, 0.0);
         for _ in 0..self.rng.count(1, 4) {
             let along = s + self.rng.range64(-5.0, 5.0);
-            let at = road.curve.at(along, side * (kerb + self.rng.range64(0.5, 1.0)));
+            let at = road
+                .curve
+                .at(along, side * (kerb + self.rng.range64(0.5, 1.0)));
             self.people_at(at, 0.0);
         }
     }
@@ -852,7 +885,11 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
             _ => rng.range64(3.0, 3.6),
         },
         lanes_each_way,
-        bike: if urban && rng.chance(0.55) { rng.range64(1.4, 1.9) } else { 0.0 },
+        bike: if urban && rng.chance(0.55) {
+            rng.range64(1.4, 1.9)
+        } else {
+            0.0
+        },
         parking: match kind {
             SceneKind::Urban => [strip(rng, 0.7, 0.12), strip(rng, 0.7, 0.12)],
             SceneKind::Residential => [strip(rng, 0.85, 0.15), strip(rng, 0.85, 0.15)],
@@ -880,6 +917,12 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
     };
     let mut b = Builder::new(rng, seed, ego, duration, reach);
     road.paint(&mut b.terrain);
+    if rural {
+        // Verge.
+        let edge = road.half_lanes() + 1.0;
+        b.terrain
+            .paint_strip(&curve, along, (-edge, edge), Ground::Gravel);
+    }
 
     let mix = match kind {
         SceneKind::Urban => [0.85, 0.09, 0.06],
@@ -969,7 +1012,9 @@ fn country(b: &mut Builder, road: &Road) {
     for _ in 0..count as usize {
         let s = b.rng.range64(road.along.0, road.along.1);
         let side = b.rng.sign();
-        let at = road.curve.at(s, side * (road.kerb(side) + b.rng.range64(2.0, 45.0)));
+        let at = road
+            .curve
+            .at(s, side * (road.kerb(side) + b.rng.range64(2.0, 45.0)));
         match b.rng.weighted(&[0.7, 0.25, 0.05]) {
             0 => {
                 b.tree(at, 3.5);
@@ -1066,13 +1111,20 @@ fn highway(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                 direction,
                 speed: if own { speed } else { Speed::steady(mean) },
                 gap: flow,
-                mix: if outer { [0.66, 0.3, 0.04] } else { [0.9, 0.08, 0.02] },
+                mix: if outer {
+                    [0.66, 0.3, 0.04]
+                } else {
+                    [0.9, 0.08, 0.02]
+                },
             };
             b.traffic(&road, lane, (from, to), own.then_some((-10.0, 10.0)));
         }
     }
     // Barriers in the middle and at the edges.
-    let edge_kind = [b.rng.weighted(&[0.5, 0.25, 0.25]), b.rng.weighted(&[0.5, 0.25, 0.25])];
+    let edge_kind = [
+        b.rng.weighted(&[0.5, 0.25, 0.25]),
+        b.rng.weighted(&[0.5, 0.25, 0.25]),
+    ];
     let barrier_height = b.rng.range(2.0, 5.0);
     let mut s = road.along.0;
     while s < road.along.1 {
@@ -1135,7 +1187,9 @@ fn highway(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
     // Breakdown on the shoulder.
     if b.rng.chance(0.3) && road.bike > 2.3 {
         let s = b.rng.range64(from, to);
-        let at = road.curve.at(s, -hand * (road.half_lanes() + road.bike / 2.0));
+        let at = road
+            .curve
+            .at(s, -hand * (road.half_lanes() + road.bike / 2.0));
         let (model, class) = b.vehicle([0.7, 0.3, 0.0], false);
         b.place_model(model, Some(class), Motion::Fixed(at), 0.1);
     }
@@ -1147,11 +1201,9 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
     let lanes = [rng.count(1, 2), rng.count(1, 2)];
     let lane_width = rng.range64(3.0, 3.5);
     let pavement = rng.range64(2.2, 5.0);
-    let parking = |rng: &mut Rng| if rng.chance(0.5) { 2.2 } else { 0.0 };
+    let parking = |rng: &mut Rng| -> f64 { if rng.chance(0.5) { 2.2 } else { 0.0 } };
     let strips = [parking(rng), parking(rng), parking(rng), parking(rng)];
-    let half = |i: usize| {
-        lane_width * lanes[i] as f64 + strips[2 * i].max(strips[2 * i + 1])
-    };
+    let half = |i: usize| lane_width * lanes[i] as f64 + strips[2 * i].max(strips[2 * i + 1]);
     // Free ground of each street around the other, and where vehicles stop.
     let clear = [half(1) + pavement + 1.0, half(0) + pavement + 1.0];
     let waits = rng.chance(0.35);
@@ -1160,8 +1212,18 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
     } else {
         ego_speed(rng, 2.5, 9.0, 0.0)
     };
+    // The vehicle's way: straight on (0), a turn to its own side of the road (1) or across the
+    // oncoming lanes (2).
+    let turn = if waits {
+        0
+    } else {
+        rng.weighted(&[0.45, 0.28, 0.27])
+    };
     let crossing_at = if waits {
         clear[0] + rng.range64(3.5, 16.0)
+    } else if turn > 0 {
+        // Room for the arc's tangent.
+        rng.range64(20.0, 35.0)
     } else {
         rng.range64(5.0, 45.0)
     };
@@ -1192,12 +1254,6 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         median: 0.0,
     };
     let roads = [road(0), road(1)];
-    // The vehicle's way: straight on, or a turn into the cross street's near lane.
-    let turn = if waits {
-        0
-    } else {
-        rng.weighted(&[0.45, 0.28, 0.27])
-    };
     let ego_lane = match turn {
         0 => rng.count(0, lanes[0] - 1),
         // Towards the side of traffic from the outer lane, across the oncoming one from the inner.
@@ -1239,10 +1295,10 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         let heading = move |s: f64| way * ((s - begin) / radius).clamp(0.0, angle);
         Motion::Lane {
             curve: Arc::new(Curve::new(
-                origin.ahead(0.0, ego_left, way * heading(0.0).abs() * 0.0),
+                origin.ahead(0.0, ego_left, 0.0),
                 -10.0,
                 crossing_at + 40.0,
-                move |s| heading(s) - heading(0.0),
+                heading,
             )),
             start: 0.0,
             left: 0.0,
@@ -1282,21 +1338,22 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                 }
                 // A queue before the line, and vehicles that drive away beyond the junction.
                 let (queue, leaving) = if direction > 0.0 {
-                    ((gap_low - b.rng.range64(5.0, 45.0), gap_low - 1.0), (gap_high + 4.0, views[i].1))
+                    (
+                        (gap_low - b.rng.range64(5.0, 45.0), gap_low - 1.0),
+                        (gap_high + 4.0, views[i].1),
+                    )
                 } else {
-                    ((gap_high + 1.0, gap_high + b.rng.range64(5.0, 45.0)), (views[i].0, gap_low - 4.0))
+                    (
+                        (gap_high + 1.0, gap_high + b.rng.range64(5.0, 45.0)),
+                        (views[i].0, gap_low - 4.0),
+                    )
                 };
                 let keep = own.then_some((-8.0, 8.0));
                 b.traffic(road, lane, queue, keep);
                 let mut away = lane;
                 away.speed = Speed::steady(b.rng.range64(4.0, 12.0));
                 away.gap = b.rng.range64(20.0, 60.0);
-                let still = b.duration;
-                // Only those already beyond the junction: no run-up through it.
-                b.duration = 0.0;
-                let starts = leaving;
-                b.duration = still;
-                b.leaving(road, away, starts);
+                b.leaving(road, away, leaving);
             }
         }
         let riders = b.rng.range64(30.0, 110.0);
@@ -1314,8 +1371,14 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
             b.crossing(road, s, count);
             // Lights and people who wait at the corners.
             for side in [-1.0, 1.0] {
-                let before = if s < (gap_low + gap_high) / 2.0 { -1.0 } else { 1.0 };
-                let at = road.curve.at(s + before * 1.5, side * (road.kerb(side) + 0.5));
+                let before = if s < (gap_low + gap_high) / 2.0 {
+                    -1.0
+                } else {
+                    1.0
+                };
+                let at = road
+                    .curve
+                    .at(s + before * 1.5, side * (road.kerb(side) + 0.5));
                 let inward = if side > 0.0 { PI } else { 0.0 };
                 if b.rng.chance(0.6) {
                     let model = models::traffic_light(&mut b.rng);
@@ -1328,7 +1391,9 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                     );
                 }
                 if b.rng.chance(0.4) {
-                    let at = road.curve.at(s, side * (road.kerb(side) + b.rng.range64(0.8, 2.0)));
+                    let at = road
+                        .curve
+                        .at(s, side * (road.kerb(side) + b.rng.range64(0.8, 2.0)));
                     b.people_at(at, 0.0);
                 }
             }
@@ -1415,7 +1480,13 @@ fn car_park(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                 b.tree(at, 2.2);
             } else if b.rng.chance(0.3) {
                 let model = models::lamp(&mut b.rng);
-                b.place(Body::Rigid(Box::new(model)), None, Motion::Fixed(at), (0.4, 0.4), 0.05);
+                b.place(
+                    Body::Rigid(Box::new(model)),
+                    None,
+                    Motion::Fixed(at),
+                    (0.4, 0.4),
+                    0.05,
+                );
             }
             s += 4.0 * pitch;
         }
@@ -1435,7 +1506,11 @@ fn car_park(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                     let nose = if b.rng.chance(0.7) { 0.0 } else { PI };
                     let at = curve
                         .at(s + pitch / 2.0, left + 0.15 * f64::from(b.rng.normal()))
-                        .ahead(0.0, 0.0, side * FRAC_PI_2 + nose + 0.03 * f64::from(b.rng.normal()));
+                        .ahead(
+                            0.0,
+                            0.0,
+                            side * FRAC_PI_2 + nose + 0.03 * f64::from(b.rng.normal()),
+                        );
                     let model = models::car(&mut b.rng, false);
                     b.place_model(model, Some(ObjectClass::Car), Motion::Fixed(at), 0.05);
                 }
@@ -1477,14 +1552,22 @@ fn car_park(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
     // Around it: a supermarket, hedges, containers, delivery.
     let length = (high - low).min(45.0);
     let building = models::building(&mut b.rng, length as f32, 22.0, 7.0);
-    let at = curve.at((low + high) / 2.0, edge_left + 18.0).ahead(0.0, 0.0, PI);
+    let at = curve
+        .at((low + high) / 2.0, edge_left + 18.0)
+        .ahead(0.0, 0.0, PI);
     b.thing(building, at, 0.0);
     for _ in 0..b.rng.count(2, 10) {
-        let at = curve.at(b.rng.range64(low, high), edge_left + b.rng.range64(1.0, 5.0));
+        let at = curve.at(
+            b.rng.range64(low, high),
+            edge_left + b.rng.range64(1.0, 5.0),
+        );
         b.people_at(at, 0.5);
     }
     for _ in 0..b.rng.count(1, 3) {
-        let at = curve.at(b.rng.range64(low, high), edge_left + b.rng.range64(3.0, 6.0));
+        let at = curve.at(
+            b.rng.range64(low, high),
+            edge_left + b.rng.range64(3.0, 6.0),
+        );
         let (model, class) = b.vehicle([0.3, 0.65, 0.05], false);
         b.place_model(model, Some(class), Motion::Fixed(at), 0.3);
     }
@@ -1495,9 +1578,27 @@ fn car_park(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         b.thing(model, at, 0.0);
         s += 4.0;
     }
-    scatter(&mut b, &curve, (-120.0, run + 120.0), (edge_right - 60.0, edge_right - 3.0), 25);
-    scatter(&mut b, &curve, (-120.0, low - 12.0), (5.0, edge_left + 30.0), 12);
-    scatter(&mut b, &curve, (high + 12.0, run + 120.0), (5.0, edge_left + 30.0), 12);
+    scatter(
+        &mut b,
+        &curve,
+        (-120.0, run + 120.0),
+        (edge_right - 60.0, edge_right - 3.0),
+        25,
+    );
+    scatter(
+        &mut b,
+        &curve,
+        (-120.0, low - 12.0),
+        (5.0, edge_left + 30.0),
+        12,
+    );
+    scatter(
+        &mut b,
+        &curve,
+        (high + 12.0, run + 120.0),
+        (5.0, edge_left + 30.0),
+        12,
+    );
     b.finish()
 }
 
@@ -1505,7 +1606,10 @@ fn car_park(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
 fn scatter(b: &mut Builder, curve: &Curve, along: (f64, f64), across: (f64, f64), count: usize) {
     for _ in 0..count {
         let at = curve
-            .at(b.rng.range64(along.0, along.1), b.rng.range64(across.0, across.1))
+            .at(
+                b.rng.range64(along.0, along.1),
+                b.rng.range64(across.0, across.1),
+            )
             .ahead(0.0, 0.0, b.rng.range64(0.0, TAU));
         match b.rng.weighted(&[0.5, 0.2, 0.1, 0.1, 0.1]) {
             0 => {
@@ -1575,7 +1679,12 @@ fn plaza(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                     .ahead(0.0, 0.0, inward);
                 b.thing(model, at, 0.0);
             }
-            s += length + if b.rng.chance(0.3) { b.rng.range64(3.0, 8.0) } else { 0.1 };
+            s += length
+                + if b.rng.chance(0.3) {
+                    b.rng.range64(3.0, 8.0)
+                } else {
+                    0.1
+                };
         }
     }
     let spot = |b: &mut Builder| {
@@ -1622,9 +1731,11 @@ fn plaza(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         let width = if side > 0.0 { sides[0] } else { sides[1] };
         let turn = if b.rng.chance(0.5) { 0.0 } else { PI };
         let out = if b.rng.chance(0.4) { 5.2 } else { width - 2.0 };
-        let at = curve
-            .at(b.rng.range64(ends.0, ends.1), side * out)
-            .ahead(0.0, 0.0, turn + 0.05 * f64::from(b.rng.normal()));
+        let at = curve.at(b.rng.range64(ends.0, ends.1), side * out).ahead(
+            0.0,
+            0.0,
+            turn + 0.05 * f64::from(b.rng.normal()),
+        );
         b.place_model(model, Some(class), Motion::Fixed(at), 0.3);
     }
     let crowd = b.rng.count(8, 26);
@@ -1635,7 +1746,10 @@ fn plaza(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
     for _ in 0..b.rng.count(2, 9) {
         let at = spot(&mut b).ahead(0.0, 0.0, 0.2 * f64::from(b.rng.normal()));
         let length = b.rng.range64(25.0, 60.0);
-        let (from, to) = (at.ahead(-length / 2.0, 0.0, 0.0), at.ahead(length / 2.0, 0.0, 0.0));
+        let (from, to) = (
+            at.ahead(-length / 2.0, 0.0, 0.0),
+            at.ahead(length / 2.0, 0.0, 0.0),
+        );
         let motion = Motion::Patrol {
             from: (from.x, from.y),
             to: (to.x, to.y),
@@ -1645,6 +1759,12 @@ fn plaza(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         b.cyclist(motion);
     }
     scatter(&mut b, &curve, (-120.0, ends.0 - 8.0), (-60.0, 60.0), 14);
-    scatter(&mut b, &curve, (ends.1 + 8.0, run + 120.0), (-60.0, 60.0), 14);
+    scatter(
+        &mut b,
+        &curve,
+        (ends.1 + 8.0, run + 120.0),
+        (-60.0, 60.0),
+        14,
+    );
     b.finish()
 }

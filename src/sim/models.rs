@@ -228,8 +228,19 @@ pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
             ));
         }
     }
-    let radius = rng.range(0.3, 0.34) * if matches!(body, Suv | Pickup) { 1.1 } else { 1.0 };
-    wheel(&mut parts, hl - 0.18 * l - rng.range(0.0, 0.08), hw + 0.005, radius, 0.22);
+    let radius = rng.range(0.3, 0.34)
+        * if matches!(body, Suv | Pickup) {
+            1.1
+        } else {
+            1.0
+        };
+    wheel(
+        &mut parts,
+        hl - 0.18 * l - rng.range(0.0, 0.08),
+        hw + 0.005,
+        radius,
+        0.22,
+    );
     wheel(&mut parts, -hl + 0.19 * l, hw + 0.005, radius, 0.22);
     plates(&mut parts, hl, clearance + 0.3);
     // Lamps reflect strongly.
@@ -334,7 +345,11 @@ pub(crate) fn truck(rng: &mut Rng) -> Model {
         // Chassis.
         Part::cuboid([-hl + 0.1, -0.45, 0.55], [hl - 0.6, 0.45, floor], dark),
         // Underrun bar.
-        Part::cuboid([-hl + 0.05, -hw + 0.1, 0.42], [-hl + 0.15, hw - 0.1, 0.56], dark),
+        Part::cuboid(
+            [-hl + 0.05, -hw + 0.1, 0.42],
+            [-hl + 0.15, hw - 0.1, 0.56],
+            dark,
+        ),
     ];
     occupant(&mut parts, hl - 0.9, 0.5, pane - 0.3);
     let body_front = hl - cab - rng.range(0.08, 0.3);
@@ -344,13 +359,21 @@ pub(crate) fn truck(rng: &mut Rng) -> Model {
         0 => {
             // Box or curtain body.
             let height = (floor + rng.range(1.9, 2.6)).min(3.75);
-            parts.push(Part::cuboid([-hl, -hw, floor], [body_front, hw, height], load));
+            parts.push(Part::cuboid(
+                [-hl, -hw, floor],
+                [body_front, hw, height],
+                load,
+            ));
             top = top.max(height);
         }
         1 => {
             // Flatbed with low sides and some load.
             let rail = floor + rng.range(0.35, 0.6);
-            parts.push(Part::cuboid([-hl, -hw, floor - 0.15], [body_front, hw, floor], dark));
+            parts.push(Part::cuboid(
+                [-hl, -hw, floor - 0.15],
+                [body_front, hw, floor],
+                dark,
+            ));
             for side in [-1.0f32, 1.0] {
                 let (a, b) = (side * (hw - 0.05), side * hw);
                 parts.push(Part::cuboid(
@@ -359,7 +382,11 @@ pub(crate) fn truck(rng: &mut Rng) -> Model {
                     load,
                 ));
             }
-            parts.push(Part::cuboid([-hl, -hw, floor], [-hl + 0.05, hw, rail], load));
+            parts.push(Part::cuboid(
+                [-hl, -hw, floor],
+                [-hl + 0.05, hw, rail],
+                load,
+            ));
             let pile = floor + rng.range(0.4, 1.4);
             parts.push(Part::cuboid(
                 [-hl + rng.range(0.2, 1.2), -hw + 0.2, floor],
@@ -400,7 +427,13 @@ pub(crate) fn truck(rng: &mut Rng) -> Model {
     wheel(&mut parts, hl - cab * 0.62, hw - 0.02, radius, 0.28);
     wheel(&mut parts, -hl + 0.22 * l, hw - 0.02, radius, 0.55);
     if l > 8.6 {
-        wheel(&mut parts, -hl + 0.22 * l - 2.2 * radius - 0.1, hw - 0.02, radius, 0.5);
+        wheel(
+            &mut parts,
+            -hl + 0.22 * l - 2.2 * radius - 0.1,
+            hw - 0.02,
+            radius,
+            0.5,
+        );
     }
     for side in [-1.0f32, 1.0] {
         let (a, b) = (side * (hw + 0.02), side * (hw + 0.16));
@@ -567,7 +600,11 @@ impl Person {
         let hip_y = 0.075 * g;
         let swing = (phase * std::f32::consts::TAU).sin();
         for (side, way) in [(-1.0f32, 1.0), (1.0, -1.0)] {
-            let angle = if walking { way * swing * self.stride } else { way * 0.03 };
+            let angle = if walking {
+                way * swing * self.stride
+            } else {
+                way * 0.03
+            };
             // The swinging leg bends at the knee.
             let bend = if walking {
                 (way * (phase * std::f32::consts::TAU).cos()).max(0.0) * 0.7
@@ -575,14 +612,23 @@ impl Person {
                 0.0
             };
             let thigh = 0.25 * h;
-            let knee = [thigh * (angle + 0.3 * bend).sin(), side * hip_y, hip - thigh * (angle + 0.3 * bend).cos()];
+            let knee = [
+                thigh * (angle + 0.3 * bend).sin(),
+                side * hip_y,
+                hip - thigh * (angle + 0.3 * bend).cos(),
+            ];
             let shin = 0.22 * h;
             let ankle = [
                 knee[0] + shin * (angle - bend).sin(),
                 side * (hip_y + 0.01),
                 (knee[2] - shin * (angle - bend).cos()).max(0.07),
             ];
-            parts.push(Part::capsule([0.0, side * hip_y, hip], knee, 0.075 * g, self.lower));
+            parts.push(Part::capsule(
+                [0.0, side * hip_y, hip],
+                knee,
+                0.075 * g,
+                self.lower,
+            ));
             parts.push(Part::capsule(knee, ankle, 0.055 * g, self.lower));
             parts.push(Part::capsule(
                 [ankle[0] - 0.04, ankle[1], ankle[2] - 0.02],
@@ -615,9 +661,22 @@ impl Person {
     pub fn model(&self, phase: f32, walking: bool) -> Model {
         let (h, g) = (self.height, self.girth);
         let mut parts = vec![
-            Part::ellipsoid([0.0, 0.0, 0.68 * h], [0.125 * g, 0.2 * g, 0.2 * h], self.upper),
-            Part::ellipsoid([0.0, 0.0, 0.52 * h], [0.12 * g, 0.17 * g, 0.09 * h], self.lower),
-            Part::capsule([0.0, 0.0, 0.82 * h], [0.01, 0.0, 0.87 * h], 0.055, self.skin),
+            Part::ellipsoid(
+                [0.0, 0.0, 0.68 * h],
+                [0.125 * g, 0.2 * g, 0.2 * h],
+                self.upper,
+            ),
+            Part::ellipsoid(
+                [0.0, 0.0, 0.52 * h],
+                [0.12 * g, 0.17 * g, 0.09 * h],
+                self.lower,
+            ),
+            Part::capsule(
+                [0.0, 0.0, 0.82 * h],
+                [0.01, 0.0, 0.87 * h],
+                0.055,
+                self.skin,
+            ),
             Part::ellipsoid([0.02, 0.0, 0.93 * h], [0.1, 0.078, 0.07 * h], self.skin),
         ];
         if self.skirt {
@@ -721,9 +780,19 @@ pub(crate) fn cyclist(rng: &mut Rng) -> Model {
             (shoulder[2] + bar[2]) / 2.0 - 0.08,
         ];
         parts.push(Part::capsule(shoulder, elbow, 0.05, upper));
-        parts.push(Part::capsule(elbow, [bar[0], side * grip, bar[2]], 0.04, skin));
+        parts.push(Part::capsule(
+            elbow,
+            [bar[0], side * grip, bar[2]],
+            0.04,
+            skin,
+        ));
         // Opposite pedals: half a turn apart.
-        let pedal_turn = turn + if side > 0.0 { std::f32::consts::PI } else { 0.0 };
+        let pedal_turn = turn
+            + if side > 0.0 {
+                std::f32::consts::PI
+            } else {
+                0.0
+            };
         let foot = [
             crank[0] + 0.17 * pedal_turn.cos(),
             y * 0.8,
@@ -761,7 +830,12 @@ pub(crate) fn tree(rng: &mut Rng, reach: f32) -> Model {
     let leaves = Material::foliage(rng.range(0.5, 1.6));
     let top = base + (height - base) * 0.6;
     let lean = rng.range(-0.15, 0.15);
-    let mut parts = vec![Part::cylinder([0.0, 0.0, -0.2], [lean, 0.0, top], trunk, bark)];
+    let mut parts = vec![Part::cylinder(
+        [0.0, 0.0, -0.2],
+        [lean, 0.0, top],
+        trunk,
+        bark,
+    )];
     let reach = reach.min(height * 0.35);
     parts.push(Part::ellipsoid(
         [lean, 0.0, (base + height) / 2.0],
@@ -825,7 +899,12 @@ pub(crate) fn fence(rng: &mut Rng, length: f32) -> Model {
         Material::mesh(rng.range(0.15, 0.6), 0.3),
     )];
     for x in [-half, 0.0, half] {
-        parts.push(Part::cylinder([x, 0.0, 0.0], [x, 0.0, height], 0.04, Material::STEEL));
+        parts.push(Part::cylinder(
+            [x, 0.0, 0.0],
+            [x, 0.0, height],
+            0.04,
+            Material::STEEL,
+        ));
     }
     Model::fitted(parts)
 }
@@ -839,7 +918,11 @@ pub(crate) fn guard_rail(length: f32) -> Model {
         Material::opaque(0.45),
     )];
     for x in [-half / 2.0, half / 2.0] {
-        parts.push(Part::cuboid([x - 0.06, -0.06, 0.0], [x + 0.06, 0.06, 0.6], Material::STEEL));
+        parts.push(Part::cuboid(
+            [x - 0.06, -0.06, 0.0],
+            [x + 0.06, 0.06, 0.6],
+            Material::STEEL,
+        ));
     }
     Model::fitted(parts)
 }
@@ -857,9 +940,19 @@ pub(crate) fn lamp(rng: &mut Rng) -> Model {
     let height = rng.range(4.5, 9.0);
     let arm = rng.range(0.5, 2.0);
     Model::fitted(vec![
-        Part::cylinder([0.0; 3], [0.0, 0.0, height], rng.range(0.06, 0.11), Material::STEEL),
+        Part::cylinder(
+            [0.0; 3],
+            [0.0, 0.0, height],
+            rng.range(0.06, 0.11),
+            Material::STEEL,
+        ),
         Part::cylinder([0.0; 3], [0.0, 0.0, 1.2], 0.13, Material::STEEL),
-        Part::capsule([0.0, 0.0, height - 0.1], [0.0, arm, height], 0.04, Material::STEEL),
+        Part::capsule(
+            [0.0, 0.0, height - 0.1],
+            [0.0, arm, height],
+            0.04,
+            Material::STEEL,
+        ),
         Part::cuboid(
             [-0.12, arm - 0.1, height - 0.06],
             [0.12, arm + 0.5, height + 0.06],
@@ -872,7 +965,12 @@ pub(crate) fn lamp(rng: &mut Rng) -> Model {
 pub(crate) fn sign(rng: &mut Rng) -> Model {
     let height = rng.range(2.0, 2.6);
     let face = Material::opaque(2.0);
-    let mut parts = vec![Part::cylinder([0.0; 3], [0.0, 0.0, height + 0.6], 0.035, Material::STEEL)];
+    let mut parts = vec![Part::cylinder(
+        [0.0; 3],
+        [0.0, 0.0, height + 0.6],
+        0.035,
+        Material::STEEL,
+    )];
     if rng.chance(0.6) {
         parts.push(Part::cylinder(
             [-0.06, 0.0, height + 0.3],
@@ -882,7 +980,11 @@ pub(crate) fn sign(rng: &mut Rng) -> Model {
         ));
     } else {
         let half = rng.range(0.2, 0.5);
-        parts.push(Part::cuboid([-0.06, -half, height], [-0.04, half, height + 0.6], face));
+        parts.push(Part::cuboid(
+            [-0.06, -half, height],
+            [-0.04, half, height + 0.6],
+            face,
+        ));
     }
     Model::fitted(parts)
 }
@@ -896,9 +998,23 @@ pub(crate) fn traffic_light(rng: &mut Rng) -> Model {
     ];
     if rng.chance(0.4) {
         let reach = rng.range(2.5, 4.5);
-        parts.push(Part::cylinder([0.0; 3], [0.0, 0.0, 5.6], 0.1, Material::STEEL));
-        parts.push(Part::capsule([0.0, 0.0, 5.4], [0.0, reach, 5.6], 0.06, Material::STEEL));
-        parts.push(Part::cuboid([-0.2, reach - 0.2, 5.0], [0.1, reach + 0.15, 5.9], dark));
+        parts.push(Part::cylinder(
+            [0.0; 3],
+            [0.0, 0.0, 5.6],
+            0.1,
+            Material::STEEL,
+        ));
+        parts.push(Part::capsule(
+            [0.0, 0.0, 5.4],
+            [0.0, reach, 5.6],
+            0.06,
+            Material::STEEL,
+        ));
+        parts.push(Part::cuboid(
+            [-0.2, reach - 0.2, 5.0],
+            [0.1, reach + 0.15, 5.9],
+            dark,
+        ));
     }
     Model::fitted(parts)
 }
@@ -907,7 +1023,12 @@ pub(crate) fn traffic_light(rng: &mut Rng) -> Model {
 pub(crate) fn bollard(rng: &mut Rng) -> Model {
     let (radius, height) = (rng.range(0.06, 0.18), rng.range(0.6, 1.1));
     Model::fitted(vec![
-        Part::cylinder([0.0; 3], [0.0, 0.0, height], radius, Material::opaque(rng.range(0.1, 0.6))),
+        Part::cylinder(
+            [0.0; 3],
+            [0.0, 0.0, height],
+            radius,
+            Material::opaque(rng.range(0.1, 0.6)),
+        ),
         Part::ellipsoid(
             [0.0, 0.0, height],
             [radius, radius, radius * 0.7],
@@ -954,7 +1075,11 @@ pub(crate) fn bench(rng: &mut Rng) -> Model {
         parts.push(Part::cuboid([-half, 0.2, 0.46], [half, 0.26, 0.9], wood));
     }
     for x in [-half + 0.1, half - 0.1] {
-        parts.push(Part::cuboid([x - 0.04, -0.2, 0.0], [x + 0.04, 0.2, 0.42], Material::STEEL));
+        parts.push(Part::cuboid(
+            [x - 0.04, -0.2, 0.0],
+            [x + 0.04, 0.2, 0.42],
+            Material::STEEL,
+        ));
     }
     Model::fitted(parts)
 }
@@ -964,7 +1089,11 @@ pub(crate) fn street_box(rng: &mut Rng) -> Model {
     let grey = Material::opaque(rng.range(0.2, 0.6));
     let boxed = |x: f32, y: f32, z: f32| Part::cuboid([-x, -y, 0.0], [x, y, z], grey);
     Model::fitted(match rng.weighted(&[0.35, 0.2, 0.2, 0.15, 0.1]) {
-        0 => vec![boxed(rng.range(0.3, 0.9), rng.range(0.15, 0.25), rng.range(0.9, 1.6))],
+        0 => vec![boxed(
+            rng.range(0.3, 0.9),
+            rng.range(0.15, 0.25),
+            rng.range(0.9, 1.6),
+        )],
         1 => vec![
             Part::cylinder([0.0; 3], [0.0, 0.0, 0.8], 0.05, grey),
             Part::cuboid([-0.2, -0.2, 0.7], [0.2, 0.2, 1.4], grey),
@@ -986,7 +1115,11 @@ pub(crate) fn street_box(rng: &mut Rng) -> Model {
             rng.range(0.5, 0.75),
             grey,
         )],
-        _ => vec![boxed(rng.range(0.8, 1.6), rng.range(0.8, 1.4), rng.range(2.2, 2.8))],
+        _ => vec![boxed(
+            rng.range(0.8, 1.6),
+            rng.range(0.8, 1.4),
+            rng.range(2.2, 2.8),
+        )],
     })
 }
 
@@ -1007,11 +1140,24 @@ pub(crate) fn shelter(rng: &mut Rng) -> Model {
     let mut parts = vec![
         Part::cuboid([-half, -0.8, 2.35], [half, 0.8, 2.5], Material::STEEL),
         Part::cuboid([-half, 0.74, 0.15], [half, 0.76, 2.3], Material::GLASS),
-        Part::cuboid([-half + 0.3, 0.3, 0.45], [half - 0.3, 0.65, 0.5], Material::STEEL),
+        Part::cuboid(
+            [-half + 0.3, 0.3, 0.45],
+            [half - 0.3, 0.65, 0.5],
+            Material::STEEL,
+        ),
     ];
     for x in [-half + 0.05, half - 0.05] {
-        parts.push(Part::cylinder([x, 0.7, 0.0], [x, 0.7, 2.4], 0.05, Material::STEEL));
-        parts.push(Part::cuboid([x - 0.02, 0.1, 0.15], [x + 0.02, 0.7, 2.2], Material::GLASS));
+        parts.push(Part::cylinder(
+            [x, 0.7, 0.0],
+            [x, 0.7, 2.4],
+            0.05,
+            Material::STEEL,
+        ));
+        parts.push(Part::cuboid(
+            [x - 0.02, 0.1, 0.15],
+            [x + 0.02, 0.7, 2.2],
+            Material::GLASS,
+        ));
     }
     Model::fitted(parts)
 }
@@ -1144,7 +1290,10 @@ mod tests {
                 let mut reached = Bounds::EMPTY;
                 for p in &points {
                     assert!(p.x.abs() <= model.size.x / 2.0 + 0.11, "{name} {p}");
-                    assert!(p.y.abs() <= model.size.y / 2.0 + mirrors + 0.01, "{name} {p}");
+                    assert!(
+                        p.y.abs() <= model.size.y / 2.0 + mirrors + 0.01,
+                        "{name} {p}"
+                    );
                     assert!(p.z >= -0.01 && p.z <= model.size.z + 0.01, "{name} {p}");
                     reached.add(p);
                 }

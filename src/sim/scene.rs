@@ -80,11 +80,14 @@ impl SceneConfig {
     /// Longest scene, seconds: the world is laid out at once along the whole drive.
     pub const MAX_DURATION: f64 = 120.0;
 
-    fn check(&self) -> Result<(), SimError> {
+    pub(crate) fn check(&self) -> Result<(), SimError> {
         self.sensor.check()?;
         let refuse = |what: String| Err(SimError::BadPlan(what));
         if !(self.rate > 0.0 && self.rate <= 1000.0) {
-            return refuse(format!("{} sweeps per second; 0 to 1000 are possible", self.rate));
+            return refuse(format!(
+                "{} sweeps per second; 0 to 1000 are possible",
+                self.rate
+            ));
         }
         if self.sweeps == 0 || self.duration() > Self::MAX_DURATION {
             return refuse(format!(
@@ -98,7 +101,9 @@ impl SceneConfig {
         if let Some(mount) = self.mount
             && !(mount.iter().all(|v| v.is_finite()) && (0.3..=6.0).contains(&mount[2]))
         {
-            return refuse(format!("sensor pose {mount:?}; its z must be 0.3 to 6 m above the ground"));
+            return refuse(format!(
+                "sensor pose {mount:?}; its z must be 0.3 to 6 m above the ground"
+            ));
         }
         Ok(())
     }
@@ -302,8 +307,8 @@ impl Scene {
             if let Some(class) = actor.class {
                 let size = actor.body.size();
                 let base_from_object = base_from_world * pose;
-                let center = base_from_object
-                    * nalgebra::Point3::new(0.0, 0.0, f64::from(size.z) / 2.0);
+                let center =
+                    base_from_object * nalgebra::Point3::new(0.0, 0.0, f64::from(size.z) / 2.0);
                 let range = f64::from(self.config.label_range);
                 if center.x.abs() <= range && center.y.abs() <= range {
                     let heading = base_from_object.rotation * Vector3::x();

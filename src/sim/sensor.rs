@@ -128,7 +128,10 @@ impl Sensor {
             ));
         }
         if !(0.0..=1.0).contains(&self.range_noise) {
-            return refuse(format!("range noise {} m; 0 to 1 is possible", self.range_noise));
+            return refuse(format!(
+                "range noise {} m; 0 to 1 is possible",
+                self.range_noise
+            ));
         }
         for (what, share) in [("drop-out", self.dropout), ("spurious", self.spurious)] {
             if !(0.0..=1.0).contains(&share) {

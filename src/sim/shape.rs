@@ -485,7 +485,7 @@ impl Part {
             }
             Surface::Foliage { density } => {
                 let t = span.enter.max(0.0) - (1.0 - rng.unit()).ln() / density;
-                (t < span.exit && t < limit).then(|| Hit {
+                (t < span.exit && t < limit).then_some(Hit {
                     t,
                     cos: 0.7,
                     reflectance: entered.reflectance,
@@ -520,11 +520,7 @@ impl Part {
                 }
                 if !rng.chance(0.45) {
                     // Lost in the room behind the pane: nothing comes back, nothing is seen beyond.
-                    return surface_hit(
-                        span.enter,
-                        &span.enter_normal,
-                        Material::opaque(ABSORBED),
-                    );
+                    return surface_hit(span.enter, &span.enter_normal, Material::opaque(ABSORBED));
                 }
                 let set_back = recess / cos(&span.enter_normal).max(0.15);
                 surface_hit(
@@ -618,10 +614,7 @@ impl Hull {
     }
 
     pub fn part(self) -> Part {
-        Part::new(
-            Shape::Convex(self.planes.into_boxed_slice()),
-            self.material,
-        )
+        Part::new(Shape::Convex(self.planes.into_boxed_slice()), self.material)
     }
 }
 
@@ -655,7 +648,11 @@ mod tests {
                 .span(&ray([0.0, 0.0, 1.0], [4.0, 1.1, 1.0]))
                 .is_none_or(|s| s.enter > s.exit || s.enter > 4.1)
         );
-        assert!(part.shape.span(&ray([0.0, 0.0, 3.0], [1.0, 0.0, 3.0])).is_none());
+        assert!(
+            part.shape
+                .span(&ray([0.0, 0.0, 3.0], [1.0, 0.0, 3.0]))
+                .is_none()
+        );
         // 45 degrees onto the top face, seen from above: down 3 m in 3 m.
         let slanted = part
             .shape
@@ -679,8 +676,16 @@ mod tests {
             .unwrap();
         assert_relative_eq!(cap.enter, 4.0, epsilon = 1e-5);
         assert_eq!(cap.enter_normal, V3::new(0.0, 0.0, 1.0));
-        assert!(pole.shape.span(&ray([0.0, 0.6, 2.0], [1.0, 0.6, 2.0])).is_none());
-        assert!(pole.shape.span(&ray([0.0, 0.0, 6.0], [1.0, 0.0, 6.0])).is_none());
+        assert!(
+            pole.shape
+                .span(&ray([0.0, 0.6, 2.0], [1.0, 0.6, 2.0]))
+                .is_none()
+        );
+        assert!(
+            pole.shape
+                .span(&ray([0.0, 0.0, 6.0], [1.0, 0.0, 6.0]))
+                .is_none()
+        );
     }
 
     #[test]
@@ -709,7 +714,12 @@ mod tests {
         assert_relative_eq!(span.enter, 98.0, epsilon = 1e-3);
         assert_relative_eq!(span.exit, 102.0, epsilon = 1e-3);
         assert_relative_eq!(span.enter_normal.x, -1.0, epsilon = 1e-4);
-        assert!(crown.shape.span(&ray([0.0, 0.0, 6.01], [1.0, 0.0, 6.01])).is_none());
+        assert!(
+            crown
+                .shape
+                .span(&ray([0.0, 0.0, 6.01], [1.0, 0.0, 6.01]))
+                .is_none()
+        );
     }
 
     #[test]
@@ -720,7 +730,12 @@ mod tests {
             Part::capsule([0.0, 0.0, 0.0], [1.0, 2.0, 0.5], 0.4, GREY),
             Part::ellipsoid([1.0, 1.0, 1.0], [0.5, 1.5, 0.3], GREY),
             Hull::new(GREY)
-                .profile(&[(-2.0, 0.0, GREY), (2.0, 0.0, GREY), (1.0, 1.0, GREY), (-1.0, 1.0, GREY)])
+                .profile(&[
+                    (-2.0, 0.0, GREY),
+                    (2.0, 0.0, GREY),
+                    (1.0, 1.0, GREY),
+                    (-1.0, 1.0, GREY),
+                ])
                 .sides((0.0, 1.0), (1.0, 0.8), GREY)
                 .chamfer(2.0, 1.0, 0.3, 0.2)
                 .part(),

@@ -190,8 +190,12 @@ impl Terrain {
     }
 
     pub fn ground(&self, x: f64, y: f64) -> Ground {
-        let i = ((x - self.x0) / CELL).round().clamp(0.0, (self.columns - 1) as f64) as usize;
-        let j = ((y - self.y0) / CELL).round().clamp(0.0, (self.rows - 1) as f64) as usize;
+        let i = ((x - self.x0) / CELL)
+            .round()
+            .clamp(0.0, (self.columns - 1) as f64) as usize;
+        let j = ((y - self.y0) / CELL)
+            .round()
+            .clamp(0.0, (self.rows - 1) as f64) as usize;
         self.ground[j * self.columns + i]
     }
 

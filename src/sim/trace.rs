@@ -36,8 +36,7 @@ pub(crate) struct Instance<'a> {
 impl<'a> Instance<'a> {
     pub fn new(model: Cow<'a, Model>, lidar_from_object: &Pose, owner: Option<u32>) -> Self {
         let inverse = lidar_from_object.inverse();
-        let object_from_lidar: Matrix3<f32> =
-            inverse.rotation.to_rotation_matrix().matrix().cast();
+        let object_from_lidar: Matrix3<f32> = inverse.rotation.to_rotation_matrix().matrix().cast();
         let origin: V3 = inverse.translation.vector.cast();
         let lidar_from: Matrix3<f32> = object_from_lidar.transpose();
         let bounds = model.bounds;
@@ -56,7 +55,13 @@ impl<'a> Instance<'a> {
             .fold((f32::INFINITY, f32::NEG_INFINITY), |(a, b), c| {
                 (a.min(c.z), b.max(c.z))
             });
-        let slope = |z: f32, over: f32| if over > 0.05 { z / over } else { z.signum() * 1e6 };
+        let slope = |z: f32, over: f32| {
+            if over > 0.05 {
+                z / over
+            } else {
+                z.signum() * 1e6
+            }
+        };
         let slopes = (
             slope(low, if low < 0.0 { near } else { far }),
             slope(high, if high > 0.0 { near } else { far }),
@@ -157,7 +162,11 @@ pub(crate) fn cast(
             .map(|e| e.to_radians().sin_cos())
             .collect(),
         ranges: profile_ranges(sensor.max_range),
-        rotation: world_from_lidar.rotation.to_rotation_matrix().matrix().cast(),
+        rotation: world_from_lidar
+            .rotation
+            .to_rotation_matrix()
+            .matrix()
+            .cast(),
         position: world_from_lidar.translation.vector.into(),
         instances: &instances,
         key,
@@ -190,9 +199,8 @@ struct Caster<'a> {
 impl Caster<'_> {
     fn column(&self, column: usize, members: &[u32], profile: &mut Vec<f32>) -> Vec<Return> {
         let sensor = self.sensor;
-        let azimuth =
-            (column as f64 + 0.5) / sensor.azimuth_steps as f64 * std::f64::consts::TAU
-                - std::f64::consts::PI;
+        let azimuth = (column as f64 + 0.5) / sensor.azimuth_steps as f64 * std::f64::consts::TAU
+            - std::f64::consts::PI;
         let (sin, cos) = (azimuth.sin() as f32, azimuth.cos() as f32);
         let level = (self.rotation * V3::new(cos, sin, 0.0)).xy().normalize();
         let [px, py, pz] = self.position;
@@ -271,8 +279,7 @@ impl Caster<'_> {
                 if !meets(&instance.model.bounds, limit) {
                     continue;
                 }
-                for (part, bounds) in instance.model.parts.iter().zip(&instance.model.part_bounds)
-                {
+                for (part, bounds) in instance.model.parts.iter().zip(&instance.model.part_bounds) {
                     if meets(bounds, limit)
                         && let Some(hit) = part.hit(&ray, limit, &mut rng)
                     {
@@ -316,8 +323,7 @@ impl Caster<'_> {
         }
         // Rough surfaces return more at grazing angles than Lambert's cosine says.
         let facing = hit.cos.max(0.002).powf(0.35);
-        let strength =
-            10.0 * hit.reflectance * facing * (sensor.reach / hit.t.max(0.1)).powi(2);
+        let strength = 10.0 * hit.reflectance * facing * (sensor.reach / hit.t.max(0.1)).powi(2);
         if strength < 6.0 && strength * (0.5 * rng.normal()).exp() < 1.0 {
             return None;
         }
