@@ -316,7 +316,7 @@ mod tests {
         assert!(!at(0.0, 0.0, 0.0).overlaps(&at(4.1, 0.0, 0.0)));
         assert!(!at(0.0, 0.0, 0.0).overlaps(&at(0.0, 2.1, 0.0)));
         // Within the sum of the radii, apart for the turned axis only.
-        assert!(!at(0.0, 0.0, 0.0).overlaps(&at(3.2, 2.4, FRAC_PI_4)));
+        assert!(!at(0.0, 0.0, 0.0).overlaps(&at(3.4, 2.5, FRAC_PI_4)));
         assert!(at(0.0, 0.0, 0.0).overlaps(&at(2.4, 1.5, FRAC_PI_4)));
     }
 
