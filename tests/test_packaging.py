@@ -122,6 +122,8 @@ def test_package_xml_and_cargo_agree_on_the_version():
 def test_the_message_filter_is_closed_under_dependencies():
     """r2r's generated code does not compile when a nested message's package is filtered out."""
     chosen = set(idl_packages())
+    if os.environ["ROS_DISTRO"] == "humble":
+        chosen.discard("service_msgs")  # came later
     for name in sorted(chosen):
         manifest = ElementTree.parse(Path(get_package_share_directory(name)) / "package.xml").getroot()
         nested = {e.text for e in manifest if e.tag in ("depend", "build_depend", "build_export_depend")}
