@@ -66,6 +66,10 @@ def node(launch: ElementTree.Element) -> ElementTree.Element:
     return found
 
 
+def node_source() -> str:
+    return "".join(p.read_text() for p in sorted((ROOT / "src" / "node").rglob("*.rs")))
+
+
 # --- the install tree -----------------------------------------------------------------------------
 
 
@@ -155,9 +159,8 @@ def test_files_that_launch_names_are_installed(launch, share):
 def test_launch_remaps_the_cloud_input_of_the_node(launch, share):
     remaps = {r.get("from"): resolve(r.get("to"), launch, share) for r in node(launch).findall("remap")}
     assert remaps == {"~/input/pointcloud": "/sensing/lidar/top/pointcloud"}
-    sources = "".join(p.read_text() for p in (ROOT / "src" / "node").glob("*.rs"))
     for name in remaps:
-        assert f'"{name}"' in sources, f"the node has no topic {name}"
+        assert f'"{name}"' in node_source(), f"the node has no topic {name}"
 
 
 def test_launch_gives_node_and_rviz_the_same_clock(launch):
@@ -193,7 +196,7 @@ def flatten(values: dict, path: str = "") -> dict[str, object]:
     return flat
 
 
-def test_parameter_file_has_a_section_for_any_node_name_and_no_installation_paths(share, launch):
+def test_parameter_file_fits_any_node_name_and_leaves_to_launch_what_launch_sets(share, launch):
     content = yaml.safe_load((share / "config" / "centerpoint_node.param.yaml").read_text())
     assert list(content) == ["/**"], "the node may be renamed, so the section must fit every name"
     parameters = flatten(content["/**"]["ros__parameters"])
@@ -225,7 +228,9 @@ def test_rviz_shows_what_the_launch_file_connects(share, launch):
     arguments = launch_arguments(launch)
     assert displays["PointCloud2"]["Topic"]["Value"] == arguments["input_topic"]
     assert displays["PointCloud2"]["Topic"]["Reliability Policy"] == "Best Effort"
-    assert displays["MarkerArray"]["Topic"]["Value"].startswith(f"/{arguments['node_name']}/")
+    own, name = f"/{arguments['node_name']}/", displays["MarkerArray"]["Topic"]["Value"]
+    assert name.startswith(own)
+    assert f'"~/{name.removeprefix(own)}"' in node_source(), f"the node has no topic {name}"
 
 
 # --- the ROS 2 environment ------------------------------------------------------------------------
