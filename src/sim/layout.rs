@@ -511,7 +511,7 @@ impl Builder {
                     let mix = if perpendicular {
                         [1.0, 0.0, 0.0]
                     } else {
-                        [0.955, 0.035, 0.01]
+                        [0.93, 0.055, 0.015]
                     };
                     let (model, class) = self.vehicle(mix, false);
                     let (l, w) = (f64::from(model.size.x), f64::from(model.size.y));
@@ -618,6 +618,18 @@ impl Builder {
         }
     }
 
+    /// A row of cones that closes a piece of lane edge or pavement.
+    fn road_works(&mut self, road: &Road) {
+        let side = self.rng.sign();
+        let s = self.rng.range64(road.along.0 + 30.0, road.along.1 - 30.0);
+        let left = side * (road.kerb(side) + self.rng.range64(-1.5, 1.0));
+        for i in 0..self.rng.count(4, 14) {
+            let at = road.curve.at(s + 2.2 * i as f64, left);
+            let model = models::cone(&mut self.rng);
+            self.thing(model, at, 0.2);
+        }
+    }
+
     /// People on both pavements, `per_100_m` groups on each.
     fn walkers(&mut self, road: &Road, per_100_m: f64) {
         let length = road.along.1 - road.along.0;
@@ -691,7 +703,7 @@ impl Builder {
     fn yard(&mut self, at: impl Fn(f64, f64) -> Planar, length: f64, inward: f64) {
         match self.rng.weighted(&[0.62, 0.2, 0.18]) {
             0 => {
-                for _ in 0..self.rng.count(1, 5) {
+                for _ in 0..self.rng.count(2, 7) {
                     let spot = at(self.rng.range64(0.0, length), self.rng.range64(1.5, 25.0));
                     if self.rng.chance(0.55) {
                         self.tree(spot, 3.2);
@@ -746,7 +758,7 @@ impl Builder {
             self.place_model(model, Some(ObjectClass::Car), Motion::Fixed(spot), 0.15);
         }
         let span = if driveway { length - 3.4 } else { length };
-        let kind = self.rng.weighted(&[0.35, 0.25, 0.2, 0.2]);
+        let kind = self.rng.weighted(&[0.45, 0.2, 0.2, 0.15]);
         let pieces = (span / 3.0).max(1.0) as usize;
         let piece = span / pieces as f64;
         for i in 0..pieces {
@@ -763,7 +775,7 @@ impl Builder {
             self.thing(model, at, 0.0);
         }
         if set_back > 2.5 {
-            for _ in 0..self.rng.count(0, 2) {
+            for _ in 0..self.rng.count(0, 4) {
                 let at = road.curve.at(
                     s + self.rng.range64(0.5, length),
                     side * (line + self.rng.range64(1.6, set_back)),
@@ -925,9 +937,9 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
     }
 
     let mix = match kind {
-        SceneKind::Urban => [0.85, 0.09, 0.06],
-        SceneKind::Residential => [0.92, 0.07, 0.01],
-        _ => [0.8, 0.17, 0.03],
+        SceneKind::Urban => [0.8, 0.11, 0.09],
+        SceneKind::Residential => [0.84, 0.12, 0.04],
+        _ => [0.75, 0.19, 0.06],
     };
     let flow = match kind {
         SceneKind::Urban => b.rng.range64(18.0, 55.0),
@@ -967,10 +979,13 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
     b.cyclists(&road, (from, to), riders);
     if urban {
         for side in [-1.0, 1.0] {
-            if b.rng.chance(0.35) {
+            if b.rng.chance(0.5) {
                 b.bus_stop(&road, side);
             }
         }
+    }
+    if b.rng.chance(0.25) {
+        b.road_works(&road);
     }
     b.parked(&road);
     let style = match kind {
@@ -1184,6 +1199,9 @@ fn highway(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
             tilts: false,
         });
     }
+    if b.rng.chance(0.3) {
+        b.road_works(&road);
+    }
     // Breakdown on the shoulder.
     if b.rng.chance(0.3) && road.bike > 2.3 {
         let s = b.rng.range64(from, to);
@@ -1311,7 +1329,7 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         road.paint(&mut b.terrain);
     }
 
-    let mix = [0.86, 0.08, 0.06];
+    let mix = [0.79, 0.11, 0.1];
     let views = [(-AROUND, run + AROUND), (-AROUND, AROUND)];
     let flowing = usize::from(waits);
     for (i, road) in roads.iter().enumerate() {
@@ -1403,7 +1421,7 @@ fn junction(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
                 [b.rng.weighted(&[0.65, 0.2, 0.15])];
             b.frontage(road, side, style);
         }
-        if b.rng.chance(0.2) {
+        if b.rng.chance(0.4) {
             let side = b.rng.sign();
             b.bus_stop(road, side);
         }
@@ -1726,7 +1744,7 @@ fn plaza(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
     }
     // Deliveries, taxis, a bus.
     for _ in 0..b.rng.count(2, 12) {
-        let (model, class) = b.vehicle([0.8, 0.15, 0.05], false);
+        let (model, class) = b.vehicle([0.68, 0.22, 0.1], false);
         let side = b.rng.sign();
         let width = if side > 0.0 { sides[0] } else { sides[1] };
         let turn = if b.rng.chance(0.5) { 0.0 } else { PI };

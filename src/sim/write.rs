@@ -10,11 +10,11 @@ use super::scene::{Scene, SceneConfig, SceneKind, SimSweep, SimTruth};
 use super::sensor::Sensor;
 use super::{ObjectClass, SimError};
 use crate::bag::msg::{
-    BoundingBox3D, Detection3D, Detection3DArray, Header, ObjectHypothesisWithPose, PointCloud2,
-    PointField, PoseMsg, TfMessage, TransformStamped,
+    BoundingBox3D, Detection3D, Detection3DArray, Header, ObjectHypothesisWithPose, PoseMsg,
+    TfMessage, TransformStamped,
 };
 use crate::bag::{Stamp, Writer};
-use crate::cloud::Points;
+use crate::cloud;
 use crate::geometry::Pose;
 
 pub const ODOM_FRAME: &str = "odom";
@@ -74,35 +74,6 @@ fn transform(stamp: Stamp, parent: &str, child: &str, pose: &Pose) -> TransformS
         header: header(stamp, parent),
         child_frame_id: child.to_owned(),
         transform: pose.into(),
-    }
-}
-
-/// `x`, `y`, `z`, `intensity` as `f32`, `ring` as `u16`; 18 bytes a point.
-fn cloud_message(points: &Points, stamp: Stamp) -> PointCloud2 {
-    const STEP: usize = 18;
-    let mut data = Vec::with_capacity(points.0.len() * STEP);
-    for p in &points.0 {
-        for value in [p.x, p.y, p.z, p.intensity] {
-            data.extend_from_slice(&value.to_le_bytes());
-        }
-        data.extend_from_slice(&p.ring.to_le_bytes());
-    }
-    let mut fields: Vec<PointField> = ["x", "y", "z", "intensity"]
-        .iter()
-        .zip((0..).step_by(4))
-        .map(|(name, offset)| PointField::new(name, offset, PointField::FLOAT32))
-        .collect();
-    fields.push(PointField::new("ring", 16, PointField::UINT16));
-    PointCloud2 {
-        header: header(stamp, LIDAR_FRAME),
-        height: 1,
-        width: points.0.len() as u32,
-        fields,
-        is_bigendian: false,
-        point_step: STEP as u32,
-        row_step: data.len() as u32,
-        data,
-        is_dense: true,
     }
 }
 
@@ -258,7 +229,8 @@ pub fn write_bag(
                     writer.write("/tf_static", stamp.0, &message)?;
                 }
                 writer.write("/tf", stamp.0, &TfMessage { transforms })?;
-                writer.write(CLOUD_TOPIC, stamp.0, &cloud_message(&sweep.points, stamp))?;
+                let cloud = cloud::encode(&sweep.points, header(stamp, LIDAR_FRAME), false);
+                writer.write(CLOUD_TOPIC, stamp.0, &cloud)?;
                 writer.write(TRUTH_TOPIC, stamp.0, &truth_message(&sweep.truths, stamp))?;
                 labels.push_str(if summary.frames == 0 { "\n" } else { ",\n" });
                 labels.push_str(&labels_entry(&sweep.truths, scene_index, stamp));
@@ -282,4 +254,150 @@ pub fn write_bag(
     let path = out.join("labels.json");
     std::fs::write(&path, labels).map_err(|source| SimError::Labels { path, source })?;
     Ok(summary)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bag::Reader;
+    use crate::bag::msg::{Message, PointCloud2};
+    use crate::cloud::frames::{Frames, InputOptions};
+
+    fn plan(frames: usize, scenes: usize) -> Plan {
+        let mut coarse = Sensor::preset("vlp16").unwrap();
+        coarse.azimuth_steps = 180;
+        let mut other = Sensor::preset("os32").unwrap();
+        other.azimuth_steps = 128;
+        Plan {
+            seed: 5,
+            frames,
+            scenes,
+            sensors: vec![coarse, other],
+            kind: None,
+            rate: 10.0,
+            mount: None,
+            start: Stamp(1_700_000_000_000_000_000),
+        }
+    }
+
+    #[test]
+    fn a_bag_of_several_scenes_reads_back_as_it_was_simulated() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("drive");
+        let plan = plan(7, 3);
+        let summary = write_bag(&out, &plan, |_| true).unwrap();
+        assert_eq!((summary.frames, summary.scenes), (7, 3));
+
+        let options = InputOptions {
+            model_frame: Some(BASE_FRAME.to_owned()),
+            ..InputOptions::default()
+        };
+        let frames: Vec<_> = Frames::open(&out, &options)
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(frames.len(), 7);
+        let labels: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(out.join("labels.json")).unwrap()).unwrap();
+        assert_eq!(labels.as_object().unwrap().len(), 7);
+
+        // Three, two and two sweeps: each scene can be made again by itself, its points land in
+        // the vehicle's frame with its own mounting, and labels stand at the stamps of the clouds.
+        let mut index = 0;
+        for (scene_index, sweeps) in [3, 2, 2].into_iter().enumerate() {
+            let sensor = &plan.sensors[scene_index % 2];
+            let config = plan.config(sensor, sweeps);
+            let scene = Scene::generate(scene_seed(plan.seed, scene_index), &config).unwrap();
+            for i in 0..sweeps {
+                let sweep = scene.sweep(i);
+                let frame = &frames[index];
+                assert_eq!(frame.points.0.len(), sweep.points.0.len());
+                let (got, made) = (&frame.points.0[7], &sweep.points.0[7]);
+                let expected = sweep.base_from_lidar
+                    * nalgebra::Point3::new(made.x.into(), made.y.into(), made.z.into());
+                assert!((f64::from(got.x) - expected.x).abs() < 1e-4);
+                assert!((f64::from(got.z) - expected.z).abs() < 1e-4);
+                assert_eq!(got.ring, made.ring);
+                let boxes = labels[frame.stamp.0.to_string()].as_array().unwrap();
+                assert_eq!(boxes.len(), sweep.truths.len());
+                for (entry, truth) in boxes.iter().zip(&sweep.truths) {
+                    assert_eq!(entry["label"], truth.class.label());
+                    assert_eq!(entry["points"], truth.points);
+                    let x = entry["center"][0].as_f64().unwrap();
+                    assert!((x - f64::from(truth.bbox.center.x)).abs() < 1e-3);
+                }
+                index += 1;
+            }
+        }
+        let gap = frames[3].stamp.seconds_since(frames[2].stamp);
+        assert_eq!(gap, 10.0);
+
+        let reader = Reader::open(&out).unwrap();
+        let truths: Vec<_> = reader
+            .messages(&[TRUTH_TOPIC])
+            .map(|m| Detection3DArray::decode(&m.unwrap().data).unwrap())
+            .collect();
+        assert_eq!(truths.len(), 7);
+        assert_eq!(truths[0].header.frame_id, BASE_FRAME);
+        assert_eq!(
+            truths.iter().map(|t| t.detections.len()).sum::<usize>(),
+            summary.labelled.iter().sum::<usize>()
+        );
+    }
+
+    #[test]
+    fn one_seed_gives_one_bag_and_another_seed_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let clouds = |name: &str, seed: u64, threads: usize| {
+            let out = folder.path().join(name);
+            let plan = Plan { seed, ..plan(4, 2) };
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .unwrap()
+                .install(|| write_bag(&out, &plan, |_| true))
+                .unwrap();
+            let labels = std::fs::read(out.join("labels.json")).unwrap();
+            let clouds: Vec<PointCloud2> = Reader::open(&out)
+                .unwrap()
+                .messages(&[CLOUD_TOPIC])
+                .map(|m| PointCloud2::decode(&m.unwrap().data).unwrap())
+                .collect();
+            (labels, clouds)
+        };
+        let first = clouds("a", 1, 1);
+        assert!(first == clouds("b", 1, 3));
+        assert!(first != clouds("c", 2, 1));
+    }
+
+    #[test]
+    fn stopping_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("drive");
+        let error = write_bag(&out, &plan(6, 3), |done| done < 2).unwrap_err();
+        assert!(matches!(error, SimError::Stopped), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn senseless_plans_are_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("drive");
+        for spoil in [
+            (|p: &mut Plan| p.frames = 0) as fn(&mut Plan),
+            |p| p.scenes = 0,
+            |p| p.scenes = 99,
+            |p| p.sensors.clear(),
+            |p| p.sensors[1].max_range = 0.0,
+            |p| p.rate = f64::NAN,
+            |p| p.frames = 100_000,
+            |p| p.mount = Some([0.0; 6]),
+            |p| p.start = Stamp(-1),
+        ] {
+            let mut plan = plan(6, 2);
+            spoil(&mut plan);
+            assert!(write_bag(&out, &plan, |_| true).is_err(), "{plan:?}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
 }
