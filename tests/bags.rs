@@ -10,6 +10,8 @@ use centerpoint_ptq::bag::msg::{
     Header, Message, PointCloud2, PointField, TfMessage, TransformStamped,
 };
 use centerpoint_ptq::bag::{BagError, RawMessage, Reader, Stamp, WriteError, Writer};
+use centerpoint_ptq::cloud::Point;
+use centerpoint_ptq::cloud::frames::{Frame, Frames, InputOptions, Placement};
 use proptest::prelude::*;
 
 const SECOND: i64 = 1_000_000_000;
@@ -599,4 +601,107 @@ fn real_ros1_mcap_is_refused() {
     let Some(data) = real_data() else { return };
     let error = Reader::open(&data.join("ros1_mcap/ouster_os1.mcap")).unwrap_err();
     assert!(matches!(error, BagError::Ros1 { .. }), "{error}");
+}
+
+/// Frames of a real recording, with the checks that hold for any spinning sensor on a car.
+fn real_frames(bag: &Path, options: &InputOptions, points: std::ops::Range<usize>) -> Vec<Frame> {
+    let frames = Frames::open(bag, options).unwrap();
+    let hint = frames.len_hint();
+    let frames: Vec<Frame> = frames.map(Result::unwrap).collect();
+    assert_eq!(hint, Some(frames.len()));
+    for pair in frames.windows(2) {
+        let period = pair[1].stamp.seconds_since(pair[0].stamp);
+        assert!((0.05..0.2).contains(&period), "{period} s between sweeps");
+    }
+    for frame in &frames {
+        assert!(points.contains(&frame.stats.total), "{}", frame.stats.total);
+        let ranges: Vec<f32> = frame.points.iter().map(|p| p.x.hypot(p.y)).collect();
+        assert!(ranges.iter().all(|range| *range < 300.0));
+        let far = ranges.iter().filter(|range| **range > 30.0).count();
+        assert!(far * 50 > ranges.len(), "next to nothing beyond 30 m");
+        // Most returns of a car's sensor come from the ground around it.
+        let ground = frame.points.iter().filter(|p| p.z.abs() < 0.6).count();
+        assert!(
+            ground * 4 > frame.points.len(),
+            "{ground} points near the ground"
+        );
+        let bright = frame.points.iter().filter(|p| p.intensity > 0.0).count();
+        assert!(bright * 2 > frame.points.len());
+    }
+    frames
+}
+
+#[test]
+fn real_argoverse_drive_gives_36_frames_joined_by_its_tf() {
+    let Some(data) = real_data() else { return };
+    let options = InputOptions {
+        model_frame: Some("base_link".into()),
+        sweeps: 2,
+        ..Default::default()
+    };
+    let frames = real_frames(&data.join("argoverse1_drive"), &options, 80_000..100_000);
+    assert_eq!(frames.len(), 36);
+    let rings: std::collections::BTreeSet<u16> = frames[0].points.iter().map(|p| p.ring).collect();
+    // Two sensors of 32 beams that number them alike.
+    assert_eq!(rings, (0..32).collect());
+    for (i, frame) in frames.iter().enumerate() {
+        assert_eq!(frame.sweeps, if i == 0 { 1 } else { 2 });
+        assert!(frame.fixed_from_model.is_some());
+        let older = frame.points.iter().filter(|p| p.time_lag > 0.0).count();
+        assert_eq!(older > 80_000, i > 0);
+    }
+    // What stands still must fall together better with the motion than without it.
+    let alone = InputOptions {
+        sweeps: 1,
+        ..options
+    };
+    let singles = real_frames(&data.join("argoverse1_drive"), &alone, 80_000..100_000);
+    let cells = |points: &[Point]| -> std::collections::HashSet<(i32, i32, i32)> {
+        let walls = points.iter().filter(|p| p.z > 1.0 && p.z < 5.0);
+        walls
+            .map(|p| [p.x, p.y, p.z].map(|v| (v / 0.2).floor() as i32).into())
+            .collect()
+    };
+    let (mut with, mut without) = (0, 0);
+    for (pair, joined) in singles.windows(2).zip(&frames[1..]) {
+        let now = cells(&pair[1].points.0);
+        let moved: Vec<Point> = joined
+            .points
+            .iter()
+            .filter(|p| p.time_lag > 0.0)
+            .copied()
+            .collect();
+        with += cells(&moved).intersection(&now).count();
+        without += cells(&pair[0].points.0).intersection(&now).count();
+    }
+    let travelled =
+        singles[0].fixed_from_model.unwrap().inverse() * singles[35].fixed_from_model.unwrap();
+    eprintln!(
+        "argoverse: {:.1} m travelled; cells shared with the sweep before: {with} with ego \
+         motion, {without} without",
+        travelled.translation.vector.norm()
+    );
+    assert!(
+        with > without,
+        "{with} shared cells with motion, {without} without"
+    );
+}
+
+#[test]
+fn real_kitti_drive_gives_24_frames_placed_by_the_sensor_pose() {
+    let Some(data) = real_data() else { return };
+    let options = InputOptions {
+        model_frame: Some("base_link".into()),
+        sensor_pose: Some([0.0, 0.0, 1.73, 0.0, 0.0, 0.0]),
+        sweeps: 2,
+        ..Default::default()
+    };
+    let frames = real_frames(&data.join("kitti_drive_0052"), &options, 110_000..130_000);
+    assert_eq!(frames.len(), 24);
+    for frame in frames {
+        assert_eq!(frame.placement, Placement::SensorPose);
+        // No tf, no ego motion, so no joining.
+        assert_eq!(frame.sweeps, 1);
+        assert!(frame.points.iter().all(|p| p.intensity <= 1.0));
+    }
 }

@@ -147,7 +147,7 @@ pub enum FrameError {
     Tf {
         stamp: Stamp,
         frame_id: String,
-        source: TfError,
+        source: Box<TfError>,
     },
 }
 
@@ -294,7 +294,7 @@ impl FrameAssembler {
                 .map_err(|source| FrameError::Tf {
                     stamp,
                     frame_id: frame_id.to_owned(),
-                    source,
+                    source: Box::new(source),
                 })?;
         let model_frame = self.options.model_frame.clone();
         let model_frame = model_frame.unwrap_or_else(|| frame_id.to_owned());
@@ -568,5 +568,303 @@ fn choose_topic(reader: &Reader, asked: Option<&str>) -> Result<Topic, FrameErro
             path: path(),
             found: names(several),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bag::Writer;
+    use crate::bag::msg::{Header, PointField, Transform, TransformStamped};
+    use crate::cloud::{Point, encode};
+    use approx::assert_relative_eq;
+
+    const TENTH: i64 = 100_000_000;
+
+    /// A post at (20, 5, 1) in the fixed frame, seen by a sensor 2 m above `base_link`, which
+    /// drives 1 m a sweep.
+    fn cloud(i: i64) -> PointCloud2 {
+        let seen = Point {
+            x: 20.0 - i as f32,
+            y: 5.0,
+            z: 1.0 - 2.0,
+            intensity: 3.0,
+            ..Default::default()
+        };
+        let header = Header {
+            stamp: Stamp(i * TENTH),
+            frame_id: "lidar".into(),
+        };
+        encode(&Points(vec![seen]), header, false)
+    }
+
+    fn tf(parent: &str, child: &str, i: i64, translation: [f64; 3]) -> TfMessage {
+        TfMessage {
+            transforms: vec![TransformStamped {
+                header: Header {
+                    stamp: Stamp(i * TENTH),
+                    frame_id: parent.into(),
+                },
+                child_frame_id: child.into(),
+                transform: Transform {
+                    translation,
+                    ..Default::default()
+                },
+            }],
+        }
+    }
+
+    fn lidar() -> TfMessage {
+        tf("base_link", "lidar", 0, [0.0, 0.0, 2.0])
+    }
+
+    fn ego(parent: &str, i: i64) -> TfMessage {
+        tf(parent, "base_link", i, [i as f64, 0.0, 0.0])
+    }
+
+    fn options(sweeps: usize) -> InputOptions {
+        InputOptions {
+            model_frame: Some("base_link".into()),
+            sweeps,
+            ..Default::default()
+        }
+    }
+
+    /// The frames of a bag, and the folder that must stay while they are read.
+    fn frames(
+        write: impl FnOnce(&mut Writer),
+        options: &InputOptions,
+    ) -> (tempfile::TempDir, Frames) {
+        let folder = tempfile::tempdir().unwrap();
+        let bag = folder.path().join("bag");
+        let mut writer = Writer::create(&bag).unwrap();
+        write(&mut writer);
+        writer.finish().unwrap();
+        let frames = Frames::open(&bag, options).unwrap();
+        (folder, frames)
+    }
+
+    fn assert_post(frame: &Frame, i: i64) {
+        for point in frame.points.iter() {
+            assert_relative_eq!(point.x, 20.0 - i as f32, epsilon = 1e-5);
+            assert_relative_eq!(point.y, 5.0, epsilon = 1e-5);
+            assert_relative_eq!(point.z, 1.0, epsilon = 1e-5);
+        }
+    }
+
+    #[test]
+    fn sweeps_are_placed_by_tf_and_joined_in_either_fixed_frame() {
+        for parent in ["odom", "map"] {
+            let write = |writer: &mut Writer| {
+                writer.write("/tf_static", 0, &lidar()).unwrap();
+                for i in 0..5 {
+                    writer.write("/tf", i * TENTH, &ego(parent, i)).unwrap();
+                    writer.write("/points", i * TENTH, &cloud(i)).unwrap();
+                }
+            };
+            let (_folder, frames) = frames(write, &options(3));
+            assert_eq!(frames.len_hint(), Some(5));
+            assert_eq!(frames.topic().name, "/points");
+            for (i, frame) in (0..).zip(frames) {
+                let frame = frame.unwrap();
+                assert_eq!(frame.placement, Placement::Tf);
+                assert_eq!(frame.frame_id, "base_link");
+                assert_eq!(frame.stamp, Stamp(i * TENTH));
+                assert_eq!(frame.sweeps, (i as usize + 1).min(3));
+                assert_eq!(frame.points.len(), frame.sweeps);
+                let pose = frame.fixed_from_model.unwrap();
+                assert_relative_eq!(pose.translation.x, i as f64, epsilon = 1e-9);
+                assert_post(&frame, i);
+            }
+        }
+    }
+
+    #[test]
+    fn transforms_recorded_behind_their_cloud_are_waited_for() {
+        let write = |writer: &mut Writer| {
+            for i in 0..8 {
+                writer.write("/points", i * TENTH, &cloud(i)).unwrap();
+                if i >= 3 {
+                    // 0.3 s late, and between the stamps of the clouds.
+                    writer.write("/tf", i * TENTH, &ego("odom", i - 3)).unwrap();
+                }
+            }
+            for i in 5..8 {
+                writer.write("/tf", 9 * TENTH, &ego("odom", i)).unwrap();
+            }
+            writer.write("/tf_static", 9 * TENTH, &lidar()).unwrap();
+        };
+        let (_folder, frames) = frames(write, &options(2));
+        let frames: Vec<Frame> = frames.map(Result::unwrap).collect();
+        assert_eq!(frames.len(), 8);
+        for (i, frame) in (0..).zip(&frames) {
+            assert_eq!(frame.sweeps, if i == 0 { 1 } else { 2 });
+            assert_post(frame, i);
+        }
+    }
+
+    #[test]
+    fn clouds_before_the_first_transform_are_skipped_and_counted() {
+        let write = |writer: &mut Writer| {
+            writer.write("/tf_static", 0, &lidar()).unwrap();
+            let base = |i| tf("vehicle", "base_link", i, [0.0; 3]);
+            for i in 0..40 {
+                writer.write("/points", i * TENTH, &cloud(i)).unwrap();
+                if i >= 20 {
+                    writer.write("/tf", i * TENTH, &base(i)).unwrap();
+                }
+            }
+        };
+        let options = InputOptions {
+            model_frame: Some("vehicle".into()),
+            ..Default::default()
+        };
+        let (_folder, mut frames) = frames(write, &options);
+        let first = frames.next().unwrap().unwrap();
+        assert_eq!(first.stamp, Stamp(20 * TENTH));
+        assert_eq!(frames.skipped(), 20);
+        assert_eq!(frames.filter(|frame| frame.is_ok()).count(), 19);
+    }
+
+    #[test]
+    fn a_bag_whose_tf_never_places_a_cloud_is_an_error_that_says_why() {
+        let write = |writer: &mut Writer| {
+            writer
+                .write("/tf_static", 0, &tf("base_link", "camera", 0, [0.0; 3]))
+                .unwrap();
+            for i in 0..3 {
+                writer.write("/points", i * TENTH, &cloud(i)).unwrap();
+            }
+        };
+        let (_folder, frames) = frames(write, &options(1));
+        let items: Vec<_> = frames.collect();
+        assert_eq!(items.len(), 1);
+        let text = items[0].as_ref().unwrap_err().to_string();
+        assert!(
+            text.contains("\"lidar\"") && text.contains("camera"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn without_any_tf_points_stay_and_sweeps_stand_alone() {
+        let write = |writer: &mut Writer| {
+            for i in 0..3 {
+                writer.write("/points", i * TENTH, &cloud(i)).unwrap();
+            }
+        };
+        for (sensor_pose, placement, z) in [
+            (None, Placement::Assumed, -1.0),
+            (
+                Some([0.0, 0.0, 2.0, 0.0, 0.0, 0.0]),
+                Placement::SensorPose,
+                1.0,
+            ),
+        ] {
+            let options = InputOptions {
+                sensor_pose,
+                ..options(3)
+            };
+            let (_folder, frames) = frames(write, &options);
+            for frame in frames {
+                let frame = frame.unwrap();
+                assert_eq!(frame.placement, placement);
+                assert_eq!((frame.sweeps, frame.points.len()), (1, 1));
+                assert_eq!(frame.points.0[0].z, z);
+            }
+        }
+    }
+
+    #[test]
+    fn a_joined_cloud_passes_through() {
+        let lags = [0.0, 0.1, 0.2].map(|time_lag| Point {
+            time_lag,
+            ..Default::default()
+        });
+        let header = Header {
+            stamp: Stamp(TENTH),
+            frame_id: "base_link".into(),
+        };
+        let joined = encode(&Points(lags.to_vec()), header, true);
+        let mut assembler = FrameAssembler::new(options(3));
+        assembler.push_tf(&ego("odom", 1), false);
+        for _ in 0..2 {
+            let frame = assembler.push_cloud(&joined).unwrap();
+            assert_eq!(frame.points.0, lags);
+            assert_eq!(frame.placement, Placement::SameFrame);
+        }
+    }
+
+    #[test]
+    fn an_assembler_that_expects_tf_assumes_nothing() {
+        let mut assembler = FrameAssembler::new(options(1));
+        assert!(assembler.push_cloud(&cloud(0)).is_ok());
+        assembler.expect_tf();
+        assert!(matches!(
+            assembler.push_cloud(&cloud(1)),
+            Err(FrameError::Tf { .. })
+        ));
+        assembler.push_tf(&lidar(), true);
+        let frame = assembler.push_cloud(&cloud(2)).unwrap();
+        assert_eq!(frame.placement, Placement::Tf);
+    }
+
+    #[test]
+    fn a_bad_cloud_is_an_error_between_good_frames() {
+        let mut bad = cloud(1);
+        bad.fields = vec![PointField::new("range", 0, PointField::FLOAT32)];
+        let write = |writer: &mut Writer| {
+            writer.write("/points", 0, &cloud(0)).unwrap();
+            writer.write("/points", TENTH, &bad).unwrap();
+            let (kind, schema) = (PointCloud2::TYPE, PointCloud2::SCHEMA);
+            writer
+                .write_raw("/points", kind, schema, 2 * TENTH, &[0, 1, 0, 0, 7])
+                .unwrap();
+            writer.write("/points", 3 * TENTH, &cloud(3)).unwrap();
+        };
+        let (_folder, frames) = frames(write, &InputOptions::default());
+        let items: Vec<_> = frames.collect();
+        let good: Vec<bool> = items.iter().map(Result::is_ok).collect();
+        assert_eq!(good, [true, false, false, true]);
+        let text = items[1].as_ref().unwrap_err().to_string();
+        assert!(
+            text.contains("\"range\"") && text.contains("0.100000000"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn topics_are_chosen_by_type_and_errors_list_what_there_is() {
+        let open = |topics: &[&str], asked: Option<&str>| {
+            let folder = tempfile::tempdir().unwrap();
+            let bag = folder.path().join("bag");
+            let mut writer = Writer::create(&bag).unwrap();
+            writer.write("/tf", 0, &lidar()).unwrap();
+            for topic in topics {
+                writer.write(topic, 0, &cloud(0)).unwrap();
+            }
+            writer.finish().unwrap();
+            let options = InputOptions {
+                topic: asked.map(str::to_owned),
+                ..Default::default()
+            };
+            Frames::open(&bag, &options)
+                .map(|frames| frames.topic().name.clone())
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(open(&["/a"], None).unwrap(), "/a");
+        assert_eq!(open(&["/a", "/b"], Some("/b")).unwrap(), "/b");
+        assert!(open(&["/a", "/b"], None).unwrap_err().contains("/a, /b"));
+        assert!(
+            open(&[], None)
+                .unwrap_err()
+                .contains("/tf (tf2_msgs/msg/TFMessage)")
+        );
+        assert!(
+            open(&["/a"], Some("/tf"))
+                .unwrap_err()
+                .contains("TFMessage")
+        );
+        assert!(open(&["/a"], Some("/c")).unwrap_err().contains("/a"));
     }
 }
