@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::bag::msg::{Message, PointCloud2, TfMessage};
+use crate::bag::msg::{Header, Message, PointCloud2, TfMessage};
 use crate::bag::{BagError, CdrError, Messages, RawMessage, Reader, Stamp, Topic};
 use crate::geometry::{Pose, pose_from_xyz_rpy};
 
@@ -271,6 +271,27 @@ impl FrameAssembler {
             Ok((pose, _)) => self
                 .ego(frame_id, stamp, &pose)
                 .is_err_and(|error| error.may_resolve_later()),
+        }
+    }
+
+    /// How far tf lags behind a cloud, seconds: a transform that it needs has been coming, but not
+    /// yet for its stamp. `None` where no wait helps, since nothing is missing or what is missing
+    /// has never come.
+    pub fn tf_lag(&self, header: &Header) -> Option<f64> {
+        let frame_id = header
+            .frame_id
+            .strip_prefix('/')
+            .unwrap_or(&header.frame_id);
+        let error = match self.place(frame_id, header.stamp) {
+            Err(error) => error,
+            Ok(_) if self.options.sweeps < 2 => return None,
+            Ok((pose, _)) => self.ego(frame_id, header.stamp, &pose).err()?,
+        };
+        match error {
+            TfError::Extrapolation { last, stamp, .. } if stamp > last => {
+                Some(stamp.seconds_since(last))
+            }
+            _ => None,
         }
     }
 
