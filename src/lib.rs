@@ -31,14 +31,12 @@ pub mod cloud;
 pub mod detector;
 pub mod eval;
 pub mod geometry;
+pub mod node;
 pub mod onnx;
 pub mod pillars;
 pub mod ptq;
 pub mod render;
 pub mod sim;
-
-#[cfg(feature = "ros2")]
-pub mod node;
 
 #[doc(hidden)]
 pub mod cli;

@@ -1,1 +1,29 @@
-//! node
+//! The ROS 2 node: detection on live clouds, calibration from them, and the swap to INT8.
+//!
+//! Everything but [`ros`] knows nothing of ROS:
+//!
+//! | module | what it does |
+//! | --- | --- |
+//! | [`settings`] | parameters: names, defaults, checks |
+//! | [`engine`] | a loaded model; boxes placed in the cloud's frame |
+//! | [`pipeline`] | clouds to detections on two threads, engine swaps, counters |
+//! | [`calibrator`] | the quantization as a child process |
+//! | [`supervisor`] | a calibration from request to swap, and the status |
+//! | `ros` | topics, services, parameters, diagnostics (feature `ros2`) |
+
+pub mod calibrator;
+pub mod engine;
+pub mod latency;
+pub mod latest;
+pub mod pipeline;
+pub mod settings;
+pub mod supervisor;
+pub mod throttle;
+
+#[cfg(feature = "ros2")]
+pub mod ros;
+
+pub use engine::{Engine, ModelInfo, Object};
+pub use pipeline::{Output, Pipeline};
+pub use settings::Settings;
+pub use supervisor::Supervisor;

@@ -1,0 +1,389 @@
+//! Runs one quantization as a child process and watches over it.
+//!
+//! `centerpoint_ptq quantize --progress json` says how far it is in JSON lines on its standard
+//! output. It lives in a process of its own so that neither its memory nor a crash of it can take
+//! the detector along; it runs at low priority, in a process group of its own (a Ctrl-C meant for
+//! the node is the node's to handle), and dies with the future that waits for it.
+
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::process::Command;
+use tokio::sync::watch;
+
+/// Longest line taken from the child; what is longer is cut.
+const MAX_LINE: usize = 64 * 1024;
+/// Lines of the child's standard error that an error message carries.
+const STDERR_LINES: usize = 12;
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// The `centerpoint_ptq` executable.
+    pub executable: PathBuf,
+    /// Description of the float model.
+    pub model: PathBuf,
+    /// The frames, as a rosbag2 folder.
+    pub bag: PathBuf,
+    /// `None` for the built-in recipe.
+    pub recipe: Option<PathBuf>,
+    pub target: String,
+    /// Folder to write the INT8 model to; must not exist.
+    pub out: PathBuf,
+    /// 0: as many as there are.
+    pub threads: usize,
+    pub nice: i32,
+}
+
+/// How far the child is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub stage: String,
+    /// Done of the whole job, 0 to 1.
+    pub fraction: f64,
+    #[serde(default)]
+    pub eta_s: Option<f64>,
+    #[serde(default)]
+    pub detail: String,
+}
+
+/// Whether the new model may replace the float one, and why not.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    pub accepted: bool,
+    #[serde(default)]
+    pub reasons: Vec<String>,
+}
+
+/// Why a quantization gave no model.
+#[derive(Debug, Error)]
+pub enum JobError {
+    #[error("cannot start {}: {source}", .executable.display())]
+    Start {
+        executable: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("the quantization was cancelled")]
+    Cancelled,
+    #[error("the quantization failed: {message}")]
+    Failed { message: String },
+    #[error("the quantization process ended without a result ({status}){}", last_words(.stderr))]
+    Ended { status: String, stderr: Vec<String> },
+    #[error("lost contact with the quantization process: {source}")]
+    Contact {
+        #[from]
+        source: std::io::Error,
+    },
+}
+
+fn last_words(stderr: &[String]) -> String {
+    if stderr.is_empty() {
+        String::new()
+    } else {
+        format!("; it said last: {}", stderr.join(" | "))
+    }
+}
+
+/// One line of the child's standard output.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Line {
+    Progress(Progress),
+    Done { verdict: Verdict },
+    Error { message: String },
+}
+
+impl Job {
+    fn command(&self) -> Command {
+        // `nice` replaces itself by the program, so the process id is that of the quantization.
+        let mut command = if self.nice > 0 {
+            let mut command = Command::new("nice");
+            command.arg("-n").arg(self.nice.to_string());
+            command.arg(&self.executable);
+            command
+        } else {
+            Command::new(&self.executable)
+        };
+        command.arg("quantize");
+        command.arg("--model").arg(&self.model);
+        command.arg("--bag").arg(&self.bag);
+        if let Some(recipe) = &self.recipe {
+            command.arg("--recipe").arg(recipe);
+        }
+        command.arg("--target").arg(&self.target);
+        command.arg("--out").arg(&self.out);
+        command.args(["--progress", "json"]);
+        if self.threads > 0 {
+            command.arg("--threads").arg(self.threads.to_string());
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        command
+    }
+}
+
+/// Runs the job to its end. `cancel` turning true kills the child; so does dropping the future.
+///
+/// `started` is called with the child's process id, `progress` with every report.
+pub async fn run(
+    job: &Job,
+    mut cancel: watch::Receiver<bool>,
+    started: impl FnOnce(u32),
+    mut progress: impl FnMut(Progress),
+) -> Result<Verdict, JobError> {
+    let start = |source| JobError::Start {
+        executable: job.executable.clone(),
+        source,
+    };
+    if !job.executable.is_file() {
+        return Err(start(std::io::Error::new(
+            std::io::ErrorKind::NotFound,
+            "no such file; it must lie beside the node's executable",
+        )));
+    }
+    let mut child = job.command().spawn().map_err(start)?;
+    if let Some(id) = child.id() {
+        started(id);
+    }
+    let no_pipe = || std::io::Error::other("the child has no output pipe");
+    let stdout = child.stdout.take().ok_or_else(no_pipe)?;
+    let stderr = child.stderr.take().ok_or_else(no_pipe)?;
+
+    let errors = tokio::spawn(last_lines(stderr));
+    let mut lines = Lines::new(stdout);
+    let mut verdict = None;
+    let mut failure = None;
+    loop {
+        let line = tokio::select! {
+            line = lines.next() => line?,
+            () = cancelled(&mut cancel) => {
+                child.kill().await?;
+                return Err(JobError::Cancelled);
+            }
+        };
+        let Some(line) = line else { break };
+        match serde_json::from_str(&line) {
+            Ok(Line::Progress(report)) => progress(report),
+            Ok(Line::Done { verdict: given }) => verdict = Some(given),
+            Ok(Line::Error { message }) => failure = Some(message),
+            Err(error) => tracing::debug!("quantization said '{line}' ({error})"),
+        }
+    }
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        () = cancelled(&mut cancel) => {
+            child.kill().await?;
+            return Err(JobError::Cancelled);
+        }
+    };
+    match (verdict, failure) {
+        (_, Some(message)) => Err(JobError::Failed { message }),
+        (Some(verdict), None) if status.success() => Ok(verdict),
+        _ => Err(JobError::Ended {
+            status: describe(status),
+            stderr: errors.await.unwrap_or_default(),
+        }),
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(9)) => "killed by signal 9, perhaps for lack of memory".into(),
+        (None, Some(signal)) => format!("killed by signal {signal}"),
+        (None, None) => "unknown status".into(),
+    }
+}
+
+/// Resolves when the flag turns true; never, when its sender is gone before that.
+async fn cancelled(cancel: &mut watch::Receiver<bool>) {
+    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// The last lines of a stream, read to its end.
+async fn last_lines(stream: impl AsyncRead + Unpin) -> Vec<String> {
+    let mut last = VecDeque::new();
+    let mut lines = Lines::new(stream);
+    while let Ok(Some(line)) = lines.next().await {
+        tracing::debug!("quantization: {line}");
+        if last.len() == STDERR_LINES {
+            last.pop_front();
+        }
+        last.push_back(line);
+    }
+    last.into()
+}
+
+/// Lines of bounded length; bytes that are no UTF-8 are replaced.
+struct Lines<R> {
+    reader: BufReader<R>,
+    /// Kept here so that a cancelled `next` loses nothing.
+    line: Vec<u8>,
+}
+
+impl<R: AsyncRead + Unpin> Lines<R> {
+    fn new(stream: R) -> Self {
+        Self {
+            reader: BufReader::new(stream),
+            line: Vec::new(),
+        }
+    }
+
+    async fn next(&mut self) -> std::io::Result<Option<String>> {
+        let room = (MAX_LINE - self.line.len().min(MAX_LINE)) as u64;
+        (&mut self.reader)
+            .take(room)
+            .read_until(b'\n', &mut self.line)
+            .await?;
+        if self.line.is_empty() {
+            return Ok(None);
+        }
+        let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+        self.line.clear();
+        Ok(Some(line))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, Instant};
+
+    /// A job whose program is a shell script.
+    fn script(folder: &std::path::Path, body: &str) -> Job {
+        let executable = folder.join("quantizer");
+        std::fs::write(&executable, format!("#!/bin/sh\n{body}\n")).unwrap();
+        std::fs::set_permissions(&executable, PermissionsExt::from_mode(0o755)).unwrap();
+        Job {
+            executable,
+            model: "model.yaml".into(),
+            bag: "bag".into(),
+            recipe: Some("recipe.yaml".into()),
+            target: "cpu".into(),
+            out: folder.join("out"),
+            threads: 1,
+            nice: 7,
+        }
+    }
+
+    async fn outcome(job: &Job) -> (Result<Verdict, JobError>, Vec<Progress>) {
+        let (_keep, cancel) = watch::channel(false);
+        let mut reports = Vec::new();
+        let result = run(job, cancel, |_| (), |report| reports.push(report)).await;
+        (result, reports)
+    }
+
+    #[tokio::test]
+    async fn progress_and_verdict_come_through_and_noise_is_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = script(
+            folder.path(),
+            r#"echo '{"event":"progress","stage":"ranges","fraction":0.4,"eta_s":12.0,"detail":"x"}'
+echo 'not json'
+echo '{"event":"progress","stage":"check","fraction":0.9}'
+printf '{"event":"done","out":"o","verdict":{"accepted":false,"reasons":["lost cars"]}}'"#,
+        );
+        let (result, reports) = outcome(&job).await;
+        let verdict = result.unwrap();
+        assert!(!verdict.accepted);
+        assert_eq!(verdict.reasons, ["lost cars"]);
+        let stages: Vec<_> = reports.iter().map(|r| r.stage.as_str()).collect();
+        assert_eq!(stages, ["ranges", "check"]);
+        assert_eq!((reports[0].eta_s, reports[1].eta_s), (Some(12.0), None));
+    }
+
+    #[tokio::test]
+    async fn the_child_gets_its_arguments_and_its_low_priority() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = script(
+            folder.path(),
+            r#"echo "{\"event\":\"error\",\"message\":\"$* nice $(nice)\"}""#,
+        );
+        let (result, _) = outcome(&job).await;
+        let said = result.unwrap_err().to_string();
+        let out = job.out.display();
+        assert!(
+            said.contains(&format!(
+                "quantize --model model.yaml --bag bag --recipe recipe.yaml --target cpu \
+                 --out {out} --progress json --threads 1 nice 7"
+            )),
+            "{said}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_child_that_dies_is_reported_with_its_last_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let (killed, _) =
+            outcome(&script(folder.path(), "echo 'about to go' >&2; kill -9 $$")).await;
+        let said = killed.unwrap_err().to_string();
+        assert!(
+            said.contains("signal 9") && said.contains("about to go"),
+            "{said}"
+        );
+
+        let (left, _) = outcome(&script(folder.path(), "exit 3")).await;
+        let said = left.unwrap_err().to_string();
+        assert!(said.contains("exit code 3"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_verdict_followed_by_a_bad_exit_is_no_success() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = script(
+            folder.path(),
+            r#"echo '{"event":"done","out":"o","verdict":{"accepted":true,"reasons":[]}}'; exit 1"#,
+        );
+        let (result, _) = outcome(&job).await;
+        assert!(matches!(result, Err(JobError::Ended { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut job = script(folder.path(), "");
+        job.executable = folder.path().join("absent");
+        let (result, _) = outcome(&job).await;
+        assert!(result.unwrap_err().to_string().contains("absent"));
+    }
+
+    #[tokio::test]
+    async fn cancelling_kills_the_child_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = script(folder.path(), "exec sleep 600");
+        let (cancel, cancelled) = watch::channel(false);
+        let (sender, started) = tokio::sync::oneshot::channel();
+        let running = tokio::spawn(async move {
+            run(&job, cancelled, |pid| sender.send(pid).unwrap(), |_| ()).await
+        });
+        let pid = started.await.unwrap();
+        let begin = Instant::now();
+        cancel.send(true).unwrap();
+        assert!(matches!(running.await.unwrap(), Err(JobError::Cancelled)));
+        assert!(begin.elapsed() < Duration::from_secs(10));
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_does_not_fill_the_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = script(
+            folder.path(),
+            r#"head -c 300000 /dev/zero | tr '\0' 'x'; echo
+echo '{"event":"done","out":"o","verdict":{"accepted":true}}'"#,
+        );
+        let (result, _) = outcome(&job).await;
+        assert!(result.unwrap().accepted);
+    }
+}

@@ -1,0 +1,1029 @@
+//! From clouds to detections on two threads, always on the newest data.
+//!
+//! ```text
+//! ROS ─► clouds (1 slot) ─► assembly thread ─► frames (1 slot) ─► inference thread ─► outputs
+//!        /tf ──────────────────▲                    engine swaps ──▲       └─► calibration buffer
+//! ```
+//!
+//! Assembly (decode, transform, join sweeps) sees every cloud it can, so that the sweeps it joins
+//! stay close in time even where inference is slower than the sensor. A cloud that finds its slot
+//! taken displaces the older one, which counts as dropped. Engines change between two frames: the
+//! new one arrives loaded and warm, the exchange itself is a move.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::engine::{Engine, EngineError, ModelInfo, Object};
+use super::latency::{Latency, Summary};
+use super::latest::{Latest, Taken};
+use super::throttle::Throttle;
+use crate::bag::msg::{Header, PointCloud2, TfMessage};
+use crate::calibration::CalibrationBuffer;
+use crate::cloud::Points;
+use crate::cloud::frames::{Frame, FrameAssembler, FrameError};
+use crate::detector::{Inference, Precision, Timing};
+
+/// How long a cloud waits for the transforms of its stamp, which travel on another topic.
+const TRANSFORM_PATIENCE: Duration = Duration::from_millis(200);
+/// Transforms farther behind than this (seconds) have stopped coming: no cloud waits for them.
+const TRANSFORM_LAG: f64 = 1.0;
+/// Messages of `/tf` that may wait for the assembly thread; older ones go first.
+const MAX_PENDING_TRANSFORMS: usize = 1_000;
+/// How often the threads look up from an empty slot.
+const IDLE: Duration = Duration::from_millis(200);
+/// Samples in the latency windows: a minute at 10 Hz.
+const WINDOW: usize = 600;
+/// A warning that recurs with every frame is said this often.
+const WARN_PERIOD: Duration = Duration::from_secs(5);
+
+/// Why a cloud gave no output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Drop {
+    /// A newer cloud came before this one's turn.
+    Superseded,
+    /// The cloud could not be read: missing fields, wrong sizes.
+    BadCloud,
+    /// The cloud holds no finite point.
+    EmptyCloud,
+    /// `/tf` does not lead from the cloud to the model's frame.
+    NoTransform,
+    /// The engine failed, and so did the float engine where there is one to fall back to.
+    EngineError,
+}
+
+impl Drop {
+    pub const ALL: [Drop; 5] = [
+        Drop::Superseded,
+        Drop::BadCloud,
+        Drop::EmptyCloud,
+        Drop::NoTransform,
+        Drop::EngineError,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Drop::Superseded => "superseded",
+            Drop::BadCloud => "bad_cloud",
+            Drop::EmptyCloud => "empty_cloud",
+            Drop::NoTransform => "no_transform",
+            Drop::EngineError => "engine_error",
+        }
+    }
+}
+
+/// What happened so far. `received` is the sum of `published`, `dropped` and what is under way.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Counters {
+    pub received: u64,
+    pub published: u64,
+    /// Clouds without an output, by reason.
+    pub dropped: BTreeMap<Drop, u64>,
+    /// Outputs made by INT8 engines.
+    pub published_int8: u64,
+    /// Pillars that did not fit the model, over all frames.
+    pub dropped_pillars: u64,
+}
+
+impl Counters {
+    pub fn dropped(&self, reason: Drop) -> u64 {
+        self.dropped.get(&reason).copied().unwrap_or(0)
+    }
+
+    pub fn dropped_total(&self) -> u64 {
+        self.dropped.values().sum()
+    }
+}
+
+/// Counters and latencies at one moment.
+#[derive(Debug, Clone, Serialize)]
+pub struct Statistics {
+    #[serde(flatten)]
+    pub counters: Counters,
+    /// Work on a frame: assembly and inference, without waiting.
+    pub processing: Option<Summary>,
+    /// Inference alone, by precision of the engine.
+    pub inference_float: Option<Summary>,
+    pub inference_int8: Option<Summary>,
+    /// Seconds since a cloud last arrived.
+    pub last_cloud_s: Option<f64>,
+    /// What was wrong with the last cloud dropped for another reason than being superseded.
+    pub last_problem: Option<String>,
+}
+
+/// The detections of one cloud.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// Header of the cloud, as it came.
+    pub header: Header,
+    /// In the cloud's frame.
+    pub objects: Vec<Object>,
+    pub model: Arc<ModelInfo>,
+    pub points: usize,
+    pub pillars: usize,
+    pub timing: Timing,
+    /// Work on this frame: assembly and inference, without waiting.
+    pub processing_ms: f32,
+    /// When the node received the cloud.
+    pub arrived: Instant,
+}
+
+impl Output {
+    pub fn class_name(&self, class: usize) -> &str {
+        self.model.classes.get(class).map_or("UNKNOWN", |name| name)
+    }
+}
+
+/// Which engines there are and which one runs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Active {
+    pub model: Arc<ModelInfo>,
+    /// The last good INT8 model, running or not.
+    pub int8: Option<Arc<ModelInfo>>,
+    /// Why the node left INT8 by itself; cleared by the next good swap.
+    pub fallback: Option<String>,
+}
+
+/// Why an engine was not exchanged.
+#[derive(Debug, Error, PartialEq)]
+pub enum SwapError {
+    #[error("there is no {0} model to change to{1}")]
+    Missing(Precision, String),
+    #[error("'{id}' is a {actual} model where a {expected} one belongs")]
+    Precision {
+        id: String,
+        expected: Precision,
+        actual: Precision,
+    },
+    #[error("the classes of '{id}' differ from those of the float model")]
+    Classes { id: String },
+    #[error("the node is shutting down")]
+    Stopping,
+}
+
+/// The engine that left and the state after it; dropping it here keeps that off the inference thread.
+pub struct Swapped {
+    pub active: Active,
+    pub retired: Option<Engine>,
+}
+
+enum Command {
+    Install(Box<Engine>, oneshot::Sender<Result<Swapped, SwapError>>),
+    Select(Precision, oneshot::Sender<Result<Swapped, SwapError>>),
+}
+
+struct Arrived {
+    cloud: PointCloud2,
+    at: Instant,
+}
+
+struct Assembled {
+    header: Header,
+    frame: Arc<Frame>,
+    arrived: Instant,
+    assembly_ms: f32,
+}
+
+struct Ledger {
+    counters: Counters,
+    processing: Latency,
+    float: Latency,
+    int8: Latency,
+    last_cloud: Option<Instant>,
+    last_problem: Option<String>,
+    throttle: Throttle,
+}
+
+struct Shared {
+    clouds: Latest<Arrived>,
+    frames: Latest<Assembled>,
+    transforms: Mutex<VecDeque<(TfMessage, bool)>>,
+    /// `None` once nobody is there to obey.
+    commands: Mutex<Option<VecDeque<Command>>>,
+    ledger: Mutex<Ledger>,
+    buffer: Arc<Mutex<CalibrationBuffer>>,
+    active: watch::Sender<Active>,
+    stopping: AtomicBool,
+}
+
+/// The two threads and their slots. Dropping it stops them.
+pub struct Pipeline {
+    shared: Arc<Shared>,
+    base: Arc<ModelInfo>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Pipeline {
+    /// Starts both threads on `engine`. Outputs come in the order of their clouds.
+    ///
+    /// A cloud in another frame than the model's waits for tf: taking it as lying in the model's
+    /// frame would give wrong boxes without a word.
+    pub fn start(
+        engine: Engine,
+        mut assembler: FrameAssembler,
+        buffer: Arc<Mutex<CalibrationBuffer>>,
+        outputs: mpsc::Sender<Output>,
+    ) -> std::io::Result<Self> {
+        assembler.expect_tf();
+        let base = engine.info.clone();
+        let engines = Engines::new(engine);
+        let shared = Arc::new(Shared {
+            clouds: Latest::default(),
+            frames: Latest::default(),
+            transforms: Mutex::default(),
+            commands: Mutex::new(Some(VecDeque::new())),
+            ledger: Mutex::new(Ledger {
+                counters: Counters::default(),
+                processing: Latency::new(WINDOW),
+                float: Latency::new(WINDOW),
+                int8: Latency::new(WINDOW),
+                last_cloud: None,
+                last_problem: None,
+                throttle: Throttle::new(WARN_PERIOD),
+            }),
+            buffer,
+            active: watch::Sender::new(engines.active()),
+            stopping: AtomicBool::new(false),
+        });
+        let pipeline = Self {
+            shared: shared.clone(),
+            base,
+            threads: Mutex::default(),
+        };
+        pipeline.spawn("assembly", {
+            let shared = shared.clone();
+            move || shared.assemble(assembler)
+        })?;
+        pipeline.spawn("inference", move || shared.infer(engines, outputs))?;
+        Ok(pipeline)
+    }
+
+    fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(body)?;
+        lock(&self.threads).push(thread);
+        Ok(())
+    }
+
+    /// Hands in a cloud; never waits.
+    pub fn push_cloud(&self, cloud: PointCloud2) {
+        let at = Instant::now();
+        {
+            let mut ledger = self.shared.ledger();
+            ledger.counters.received += 1;
+            ledger.last_cloud = Some(at);
+        }
+        if self.shared.clouds.put(Arrived { cloud, at }).is_some() {
+            self.shared.drop_cloud(Drop::Superseded, None);
+        }
+    }
+
+    /// Counts clouds that were thrown away before they came here, for a newer one.
+    pub fn count_superseded(&self, clouds: u64) {
+        let mut ledger = self.shared.ledger();
+        ledger.counters.received += clouds;
+        *ledger.counters.dropped.entry(Drop::Superseded).or_default() += clouds;
+    }
+
+    /// Hands in transforms of `/tf` or `/tf_static`; never waits.
+    pub fn push_transforms(&self, transforms: TfMessage, is_static: bool) {
+        let mut pending = lock(&self.shared.transforms);
+        if pending.len() == MAX_PENDING_TRANSFORMS {
+            // A static transform comes once; of the moving ones the oldest matters least.
+            match pending.iter().position(|(_, is_static)| !is_static) {
+                Some(index) => pending.remove(index),
+                None => pending.pop_front(),
+            };
+        }
+        pending.push_back((transforms, is_static));
+    }
+
+    /// Makes a loaded, warm INT8 engine the running one, between two frames.
+    pub async fn install(&self, engine: Engine) -> Result<Active, SwapError> {
+        let (sender, reply) = oneshot::channel();
+        self.command(Command::Install(Box::new(engine), sender), reply)
+            .await
+    }
+
+    /// Changes to the engine of the given precision, between two frames.
+    pub async fn select(&self, precision: Precision) -> Result<Active, SwapError> {
+        let (sender, reply) = oneshot::channel();
+        self.command(Command::Select(precision, sender), reply)
+            .await
+    }
+
+    async fn command(
+        &self,
+        command: Command,
+        reply: oneshot::Receiver<Result<Swapped, SwapError>>,
+    ) -> Result<Active, SwapError> {
+        match &mut *lock(&self.shared.commands) {
+            Some(commands) => commands.push_back(command),
+            None => return Err(SwapError::Stopping),
+        }
+        self.shared.frames.nudge();
+        let swapped = reply.await.map_err(|_| SwapError::Stopping)??;
+        // Tearing an engine down takes a while: not on this worker either.
+        tokio::task::spawn_blocking(move || drop(swapped.retired));
+        Ok(swapped.active)
+    }
+
+    /// The model that the node was started with.
+    pub fn base(&self) -> &Arc<ModelInfo> {
+        &self.base
+    }
+
+    /// Which engine runs, and every change of it.
+    pub fn active(&self) -> watch::Receiver<Active> {
+        self.shared.active.subscribe()
+    }
+
+    pub fn statistics(&self) -> Statistics {
+        let ledger = self.shared.ledger();
+        Statistics {
+            counters: ledger.counters.clone(),
+            processing: ledger.processing.summary(),
+            inference_float: ledger.float.summary(),
+            inference_int8: ledger.int8.summary(),
+            last_cloud_s: ledger.last_cloud.map(|at| at.elapsed().as_secs_f64()),
+            last_problem: ledger.last_problem.clone(),
+        }
+    }
+
+    /// The newest frames of the calibration buffer and its state.
+    pub fn buffer(&self) -> MutexGuard<'_, CalibrationBuffer> {
+        lock(&self.shared.buffer)
+    }
+
+    /// Whether both threads run. They end early only by a panic, which is a bug.
+    pub fn is_alive(&self) -> bool {
+        lock(&self.threads)
+            .iter()
+            .all(|thread| !thread.is_finished())
+    }
+
+    /// Ends both threads; `false` when they did not end in time (an inference may take that long).
+    pub fn stop(&self, timeout: Duration) -> bool {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.shared.clouds.close();
+        self.shared.frames.close();
+        let deadline = Instant::now() + timeout;
+        let mut threads = lock(&self.threads);
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for thread in threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a pipeline thread ended by a panic");
+            }
+        }
+        true
+    }
+}
+
+impl std::ops::Drop for Pipeline {
+    fn drop(&mut self) {
+        self.stop(Duration::from_secs(1));
+    }
+}
+
+// The data behind the locks is plain counts and queues, valid after any single operation.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.ledger)
+    }
+
+    /// Counts a cloud without output; a `problem` is also said, now and then.
+    fn drop_cloud(&self, reason: Drop, problem: Option<String>) {
+        let mut ledger = self.ledger();
+        *ledger.counters.dropped.entry(reason).or_default() += 1;
+        let Some(problem) = problem else { return };
+        match ledger.throttle.allow(reason.name(), Instant::now()) {
+            Some(0) => tracing::warn!("dropped: {problem}"),
+            Some(held) => tracing::warn!("dropped: {problem} ({held} more like it)"),
+            None => {}
+        }
+        ledger.last_problem = Some(problem);
+    }
+
+    fn assemble(&self, mut assembler: FrameAssembler) {
+        loop {
+            match self.clouds.take(IDLE) {
+                Taken::Value(arrived) => self.assemble_one(&mut assembler, arrived),
+                Taken::Nothing => self.feed_transforms(&mut assembler),
+                Taken::Closed => return,
+            }
+        }
+    }
+
+    fn feed_transforms(&self, assembler: &mut FrameAssembler) {
+        let pending = std::mem::take(&mut *lock(&self.transforms));
+        for (transforms, is_static) in pending {
+            assembler.push_tf(&transforms, is_static);
+        }
+    }
+
+    fn assemble_one(&self, assembler: &mut FrameAssembler, arrived: Arrived) {
+        let patience = arrived.at + TRANSFORM_PATIENCE;
+        let header = arrived.cloud.header.clone();
+        self.feed_transforms(assembler);
+        while assembler
+            .tf_lag(&header)
+            .is_some_and(|lag| lag < TRANSFORM_LAG)
+            && Instant::now() < patience
+            && !self.stopping.load(Ordering::Relaxed)
+        {
+            std::thread::sleep(Duration::from_millis(2));
+            self.feed_transforms(assembler);
+        }
+        let begin = Instant::now();
+        match assembler.push_cloud(&arrived.cloud) {
+            Ok(frame) if frame.points.is_empty() => {
+                let problem = format!(
+                    "cloud of frame \"{}\" at {}: no finite point in it",
+                    header.frame_id, header.stamp
+                );
+                self.drop_cloud(Drop::EmptyCloud, Some(problem));
+            }
+            Ok(frame) => {
+                let assembled = Assembled {
+                    header,
+                    frame: Arc::new(frame),
+                    arrived: arrived.at,
+                    assembly_ms: ms(begin.elapsed()),
+                };
+                if self.frames.put(assembled).is_some() {
+                    self.drop_cloud(Drop::Superseded, None);
+                }
+            }
+            Err(error) => {
+                let (reason, problem) = match &error {
+                    FrameError::Tf { .. } => (
+                        Drop::NoTransform,
+                        format!("{error}; publish tf, or set input.sensor_pose"),
+                    ),
+                    _ => (Drop::BadCloud, error.to_string()),
+                };
+                self.drop_cloud(reason, Some(problem));
+            }
+        }
+    }
+
+    fn next_command(&self) -> Option<Command> {
+        lock(&self.commands).as_mut()?.pop_front()
+    }
+
+    fn infer(&self, mut engines: Engines, outputs: mpsc::Sender<Output>) {
+        // Whatever ends this thread, who waits for an exchange learns that none will come.
+        let _end = OnDrop(|| *lock(&self.commands) = None);
+        loop {
+            // Taken one by one: the lock is not held while a command runs.
+            while let Some(command) = self.next_command() {
+                self.obey(&mut engines, command);
+            }
+            match self.frames.take(IDLE) {
+                Taken::Value(assembled) => {
+                    if let Some(output) = self.infer_one(&mut engines, assembled)
+                        && outputs.blocking_send(output).is_err()
+                    {
+                        return;
+                    }
+                }
+                Taken::Nothing => {}
+                Taken::Closed => return,
+            }
+        }
+    }
+
+    fn obey(&self, engines: &mut Engines, command: Command) {
+        let (result, reply) = match command {
+            Command::Install(engine, reply) => (engines.install(*engine), reply),
+            Command::Select(precision, reply) => (engines.select(precision).map(|()| None), reply),
+        };
+        let result = result.map(|retired| {
+            let active = engines.active();
+            self.active.send_replace(active.clone());
+            Swapped { active, retired }
+        });
+        // The asker may have gone; the change stands and shows in the status.
+        drop(reply.send(result));
+    }
+
+    fn infer_one(&self, engines: &mut Engines, assembled: Assembled) -> Option<Output> {
+        let begin = Instant::now();
+        let points = &assembled.frame.points;
+        let mut result = engines.detect(points);
+        if let Err(error) = &result
+            && engines.fall_back(error)
+        {
+            tracing::error!("INT8 engine failed, back to float: {error}");
+            self.active.send_replace(engines.active());
+            result = engines.detect(points);
+        }
+        let inference = match result {
+            Ok(inference) => inference,
+            Err(error) => {
+                self.drop_cloud(Drop::EngineError, Some(error.to_string()));
+                return None;
+            }
+        };
+        let inference_ms = ms(begin.elapsed());
+        let processing_ms = assembled.assembly_ms + inference_ms;
+        let model = engines.running().info.clone();
+        self.account(&model, &inference, inference_ms, processing_ms);
+        lock(&self.buffer).offer(&assembled.frame);
+        Some(Output {
+            header: assembled.header,
+            objects: inference
+                .detections
+                .iter()
+                .map(|d| Object::place(d, &assembled.frame.model_from_cloud))
+                .collect(),
+            model,
+            points: points.len(),
+            pillars: inference.pillars,
+            timing: inference.timing,
+            processing_ms,
+            arrived: assembled.arrived,
+        })
+    }
+
+    fn account(
+        &self,
+        model: &ModelInfo,
+        inference: &Inference,
+        inference_ms: f32,
+        processing_ms: f32,
+    ) {
+        let mut ledger = self.ledger();
+        ledger.counters.published += 1;
+        ledger.counters.dropped_pillars += inference.dropped_pillars as u64;
+        ledger.processing.add(processing_ms);
+        match model.precision {
+            Precision::Float => ledger.float.add(inference_ms),
+            Precision::Int8 => {
+                ledger.counters.published_int8 += 1;
+                ledger.int8.add(inference_ms);
+            }
+        }
+    }
+}
+
+/// Calls a function when it goes.
+struct OnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> std::ops::Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+fn ms(duration: Duration) -> f32 {
+    duration.as_secs_f32() * 1e3
+}
+
+/// The engines of the inference thread. There is always one that runs.
+struct Engines {
+    /// The model the node was started with: float, or an INT8 model given as such.
+    base: Engine,
+    /// The last good INT8 model made from it.
+    int8: Option<Engine>,
+    int8_runs: bool,
+    fallback: Option<String>,
+}
+
+impl Engines {
+    fn new(base: Engine) -> Self {
+        Self {
+            base,
+            int8: None,
+            int8_runs: false,
+            fallback: None,
+        }
+    }
+
+    fn running(&self) -> &Engine {
+        match &self.int8 {
+            Some(int8) if self.int8_runs => int8,
+            _ => &self.base,
+        }
+    }
+
+    fn detect(&mut self, points: &Points) -> Result<Inference, EngineError> {
+        match &mut self.int8 {
+            Some(int8) if self.int8_runs => int8.detect(points),
+            _ => self.base.detect(points),
+        }
+    }
+
+    fn active(&self) -> Active {
+        Active {
+            model: self.running().info.clone(),
+            int8: self.int8.as_ref().map(|engine| engine.info.clone()),
+            fallback: self.fallback.clone(),
+        }
+    }
+
+    fn install(&mut self, engine: Engine) -> Result<Option<Engine>, SwapError> {
+        if engine.info.precision != Precision::Int8 {
+            return Err(SwapError::Precision {
+                id: engine.info.id.clone(),
+                expected: Precision::Int8,
+                actual: engine.info.precision,
+            });
+        }
+        if engine.info.classes != self.base.info.classes {
+            return Err(SwapError::Classes {
+                id: engine.info.id.clone(),
+            });
+        }
+        self.int8_runs = true;
+        self.fallback = None;
+        Ok(self.int8.replace(engine))
+    }
+
+    fn select(&mut self, precision: Precision) -> Result<(), SwapError> {
+        if precision == self.base.info.precision {
+            self.int8_runs = false;
+        } else if precision == Precision::Int8 && self.int8.is_some() {
+            self.int8_runs = true;
+        } else {
+            let why = match &self.fallback {
+                Some(reason) => format!("; the last one was given up: {reason}"),
+                None => String::new(),
+            };
+            return Err(SwapError::Missing(precision, why));
+        }
+        Ok(())
+    }
+
+    /// Gives up a failing INT8 engine; `false` when that is not the one that runs.
+    fn fall_back(&mut self, error: &EngineError) -> bool {
+        if !self.int8_runs {
+            return false;
+        }
+        self.int8_runs = false;
+        self.int8 = None;
+        self.fallback = Some(error.to_string());
+        true
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::bag::Stamp;
+    use crate::bag::msg::{Transform, TransformStamped};
+    use crate::calibration::BufferPolicy;
+    use crate::cloud::frames::InputOptions;
+    use crate::cloud::{self, Point};
+    use crate::geometry::{Box3d, Detection};
+    use crate::node::engine::Detect;
+    use nalgebra::Vector3;
+    use std::error::Error;
+    use std::sync::atomic::AtomicU64;
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const MODEL_FRAME: &str = "base_link";
+
+    type Detected = Result<Vec<Detection>, String>;
+
+    /// An engine that does as a closure says.
+    struct Scripted<F>(F);
+
+    impl<F> Detect for Scripted<F>
+    where
+        F: FnMut(&Points) -> Detected + Send,
+    {
+        fn detect(&mut self, points: &Points) -> Result<Inference, Box<dyn Error + Send + Sync>> {
+            Ok(Inference {
+                detections: (self.0)(points)?,
+                ..Default::default()
+            })
+        }
+    }
+
+    pub(crate) fn engine(
+        id: &str,
+        precision: Precision,
+        script: impl FnMut(&Points) -> Detected + Send + 'static,
+    ) -> Engine {
+        let info = ModelInfo {
+            id: id.into(),
+            precision,
+            path: id.into(),
+            classes: vec!["CAR".into(), "BUS".into()],
+            bytes: 1,
+        };
+        Engine::new(info, Box::new(Scripted(script)))
+    }
+
+    fn quiet(_: &Points) -> Detected {
+        Ok(Vec::new())
+    }
+
+    fn one_box(x: f32) -> Vec<Detection> {
+        vec![Detection {
+            bbox: Box3d {
+                center: Vector3::new(x, 0.0, 0.0),
+                size: Vector3::new(4.0, 2.0, 1.5),
+                yaw: 0.0,
+            },
+            class: 1,
+            score: 0.5,
+            velocity: None,
+        }]
+    }
+
+    pub(crate) fn test_cloud(stamp: i64, frame_id: &str, points: usize) -> PointCloud2 {
+        let points = Points(
+            (0..points)
+                .map(|i| Point {
+                    x: i as f32,
+                    ..Default::default()
+                })
+                .collect(),
+        );
+        let header = Header {
+            stamp: Stamp(stamp),
+            frame_id: frame_id.into(),
+        };
+        cloud::encode(&points, header, false)
+    }
+
+    pub(crate) fn start(engine: Engine) -> (Pipeline, mpsc::Receiver<Output>) {
+        let policy = BufferPolicy {
+            max_frames: 4,
+            min_period_s: 0.0,
+        };
+        let options = InputOptions {
+            model_frame: Some(MODEL_FRAME.into()),
+            ..Default::default()
+        };
+        let (sender, outputs) = mpsc::channel(100);
+        let pipeline = Pipeline::start(
+            engine,
+            FrameAssembler::new(options),
+            Arc::new(Mutex::new(CalibrationBuffer::new(policy))),
+            sender,
+        )
+        .unwrap();
+        (pipeline, outputs)
+    }
+
+    async fn next(outputs: &mut mpsc::Receiver<Output>) -> Output {
+        tokio::time::timeout(PATIENCE, outputs.recv())
+            .await
+            .expect("an output in time")
+            .expect("a running pipeline")
+    }
+
+    /// Waits until all clouds handed in have come to something.
+    async fn settled(pipeline: &Pipeline) -> Counters {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let counters = pipeline.statistics().counters;
+            if counters.received == counters.published + counters.dropped_total() {
+                return counters;
+            }
+            assert!(Instant::now() < deadline, "still under way: {counters:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn every_cloud_that_is_waited_for_comes_out_once_with_its_own_header() {
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, |_| Ok(one_box(7.0))));
+        for stamp in 1..=20 {
+            pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
+            let output = next(&mut outputs).await;
+            assert_eq!(output.header.stamp, Stamp(stamp));
+            assert_eq!(output.header.frame_id, MODEL_FRAME);
+            assert_eq!(output.points, 3);
+            assert_eq!(output.class_name(output.objects[0].class), "BUS");
+            assert_eq!(output.objects[0].pose.translation.x, 7.0);
+        }
+        let counters = settled(&pipeline).await;
+        assert_eq!((counters.received, counters.published), (20, 20));
+        assert_eq!(pipeline.buffer().len(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_slow_engine_skips_to_the_newest_cloud_and_all_are_accounted_for() {
+        let (pipeline, mut outputs) = start(engine("slow", Precision::Float, |_| {
+            std::thread::sleep(Duration::from_millis(30));
+            Ok(Vec::new())
+        }));
+        for stamp in 1..=50 {
+            pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
+            tokio::time::sleep(Duration::from_millis(3)).await;
+        }
+        let counters = settled(&pipeline).await;
+        let superseded = counters.dropped(Drop::Superseded);
+        assert_eq!(counters.received, 50);
+        assert_eq!(counters.published + superseded, 50);
+        assert!(superseded > 0);
+        let mut stamps = Vec::new();
+        while let Ok(output) = outputs.try_recv() {
+            stamps.push(output.header.stamp.0);
+        }
+        assert!(stamps.is_sorted_by(|a, b| a < b), "{stamps:?}");
+        assert_eq!(stamps.last(), Some(&50));
+    }
+
+    #[tokio::test]
+    async fn a_failing_int8_engine_loses_no_frame_and_is_given_up() {
+        let failures: [(&str, fn(&Points) -> Detected); 2] = [
+            ("out of order", |_| Err("out of order".into())),
+            ("not finite", |_| Ok(one_box(f32::NAN))),
+        ];
+        for (reason, failure) in failures {
+            let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
+            let mut good = 2;
+            let int8 = engine("i", Precision::Int8, move |points| {
+                good -= 1;
+                if good >= 0 {
+                    quiet(points)
+                } else {
+                    failure(points)
+                }
+            });
+            pipeline.install(int8).await.unwrap();
+            let mut models = Vec::new();
+            for stamp in 1..=4 {
+                pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
+                let output = next(&mut outputs).await;
+                assert_eq!(output.header.stamp, Stamp(stamp));
+                models.push(output.model.id.clone());
+            }
+            assert_eq!(models, ["i", "i", "f", "f"]);
+            let active = pipeline.active().borrow().clone();
+            assert!(active.fallback.unwrap().contains(reason));
+            assert_eq!(active.int8, None);
+            let refused = pipeline.select(Precision::Int8).await.unwrap_err();
+            assert!(refused.to_string().contains(reason), "{refused}");
+
+            // A new engine wipes that away.
+            let fresh = engine("i2", Precision::Int8, quiet);
+            let active = pipeline.install(fresh).await.unwrap();
+            assert_eq!((active.model.id.as_str(), active.fallback), ("i2", None));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_failing_float_engine_costs_its_frames_only() {
+        let calls = AtomicU64::new(0);
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, move |_| {
+            match calls.fetch_add(1, Ordering::Relaxed) {
+                0 => Err("first one fails".into()),
+                1 => Ok(vec![Detection {
+                    class: 2,
+                    ..one_box(0.0).remove(0)
+                }]),
+                _ => Ok(Vec::new()),
+            }
+        }));
+        for stamp in 1..=3 {
+            pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
+            settled(&pipeline).await;
+        }
+        assert_eq!(next(&mut outputs).await.header.stamp, Stamp(3));
+        let statistics = pipeline.statistics();
+        assert_eq!(statistics.counters.dropped(Drop::EngineError), 2);
+        assert!(statistics.last_problem.unwrap().contains("class 2"));
+    }
+
+    #[tokio::test]
+    async fn clouds_of_no_use_are_counted_by_reason_and_the_next_goes_through() {
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
+        let mut truncated = test_cloud(1, MODEL_FRAME, 3);
+        truncated.data.truncate(30);
+        let mut nameless = test_cloud(2, MODEL_FRAME, 3);
+        nameless.fields[0].name = "range".into();
+        let empty = test_cloud(3, MODEL_FRAME, 0);
+        let elsewhere = test_cloud(4, "roof", 3);
+        for cloud in [truncated, nameless, empty, elsewhere] {
+            pipeline.push_cloud(cloud);
+            settled(&pipeline).await;
+        }
+        pipeline.push_cloud(test_cloud(5, MODEL_FRAME, 3));
+        assert_eq!(next(&mut outputs).await.header.stamp, Stamp(5));
+        let statistics = pipeline.statistics();
+        let counters = &statistics.counters;
+        let dropped = [Drop::BadCloud, Drop::EmptyCloud, Drop::NoTransform]
+            .map(|reason| counters.dropped(reason));
+        assert_eq!(dropped, [2, 1, 1]);
+        let problem = statistics.last_problem.unwrap();
+        assert!(
+            problem.contains("roof") && problem.contains("input.sensor_pose"),
+            "{problem}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_cloud_waits_for_the_transform_of_its_stamp() {
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
+        let at = |ms: i64, x: f64| TfMessage {
+            transforms: vec![TransformStamped {
+                header: Header {
+                    stamp: Stamp(ms * 1_000_000),
+                    frame_id: MODEL_FRAME.into(),
+                },
+                child_frame_id: "arm".into(),
+                transform: Transform {
+                    translation: [x, 0.0, 0.0],
+                    ..Default::default()
+                },
+            }],
+        };
+        pipeline.push_transforms(at(900, 1.0), false);
+        pipeline.push_cloud(test_cloud(1_000_000_000, "arm", 3));
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        assert!(outputs.try_recv().is_err());
+        pipeline.push_transforms(at(1000, 3.0), false);
+        assert_eq!(next(&mut outputs).await.header.frame_id, "arm");
+        let buffered = pipeline.buffer().snapshot();
+        assert_eq!(buffered[0].points.0[0].x, 3.0);
+    }
+
+    #[tokio::test]
+    async fn engines_change_between_frames_and_none_is_lost_or_repeated() {
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
+        let mut stamps = Vec::new();
+        let mut models = Vec::new();
+        for stamp in 1..=60 {
+            match stamp {
+                20 => drop(
+                    pipeline
+                        .install(engine("i", Precision::Int8, quiet))
+                        .await
+                        .unwrap(),
+                ),
+                40 => drop(pipeline.select(Precision::Float).await.unwrap()),
+                50 => drop(pipeline.select(Precision::Int8).await.unwrap()),
+                _ => {}
+            }
+            pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
+            let output = next(&mut outputs).await;
+            stamps.push(output.header.stamp.0);
+            models.push(output.model.id.clone());
+        }
+        assert_eq!(stamps, (1..=60).collect::<Vec<_>>());
+        let expected: Vec<_> = (1..=60)
+            .map(|s| {
+                if (20..40).contains(&s) || s >= 50 {
+                    "i"
+                } else {
+                    "f"
+                }
+            })
+            .collect();
+        assert_eq!(models, expected);
+        assert_eq!(pipeline.statistics().counters.published_int8, 31);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_int8_model_of_the_same_classes_is_refused() {
+        let (pipeline, _outputs) = start(engine("f", Precision::Float, quiet));
+        let float = engine("other", Precision::Float, quiet);
+        assert!(matches!(
+            pipeline.install(float).await,
+            Err(SwapError::Precision { .. })
+        ));
+        let mut info = (*engine("i", Precision::Int8, quiet).info).clone();
+        info.classes.pop();
+        let odd = Engine::new(info, Box::new(Scripted(quiet)));
+        assert!(matches!(
+            pipeline.install(odd).await,
+            Err(SwapError::Classes { .. })
+        ));
+        assert!(matches!(
+            pipeline.select(Precision::Int8).await,
+            Err(SwapError::Missing(Precision::Int8, _))
+        ));
+        pipeline.select(Precision::Float).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stopped_pipeline_answers_that_it_stops() {
+        let (pipeline, _outputs) = start(engine("f", Precision::Float, quiet));
+        assert!(pipeline.is_alive());
+        assert!(pipeline.stop(PATIENCE));
+        let late = pipeline.install(engine("i", Precision::Int8, quiet));
+        let answer = tokio::time::timeout(PATIENCE, late).await.unwrap();
+        assert!(matches!(answer, Err(SwapError::Stopping)));
+    }
+}

@@ -1,0 +1,594 @@
+//! The node's parameters: names, defaults, checks.
+//!
+//! ROS hands parameters over as loosely typed values; here they become [`Settings`], or an error
+//! that names the parameter. A few may change while the node runs, the others are read at start.
+
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::detector::Provider;
+
+/// A parameter value as ROS types it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Value {
+    Bool(bool),
+    Integer(i64),
+    Double(f64),
+    Text(String),
+}
+
+impl Value {
+    fn type_name(&self) -> &'static str {
+        match self {
+            Value::Bool(_) => "bool",
+            Value::Integer(_) => "integer",
+            Value::Double(_) => "double",
+            Value::Text(_) => "string",
+        }
+    }
+}
+
+/// Why a parameter was refused.
+#[derive(Debug, Clone, PartialEq, Error)]
+pub enum SettingsError {
+    #[error("unknown parameter '{name}'{}", hint(.name))]
+    Unknown { name: String },
+    #[error("parameter '{name}' must be of type {expected}, not {actual}")]
+    WrongType {
+        name: String,
+        expected: &'static str,
+        actual: &'static str,
+    },
+    #[error("parameter '{name}': {reason}")]
+    BadValue { name: String, reason: String },
+    #[error("parameter '{name}' is read at start only; set it in the parameter file and restart")]
+    ReadOnly { name: String },
+}
+
+/// How far the driver's quality of service reaches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reliability {
+    BestEffort,
+    Reliable,
+}
+
+/// Everything the node reads from its parameters.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub model_path: String,
+    pub model_store: String,
+    pub recipe_path: String,
+    pub target: String,
+    pub input_reliability: Reliability,
+    pub input_model_frame: String,
+    pub input_fixed_frame: String,
+    pub input_sensor_pose: Option<[f64; 6]>,
+    pub runtime_threads: usize,
+    pub runtime_provider: Provider,
+    pub calibration_max_frames: usize,
+    pub calibration_min_frames: usize,
+    pub calibration_min_period_s: f64,
+    pub calibration_buffer_path: String,
+    pub calibration_threads: usize,
+    pub calibration_nice: i32,
+    pub publish_markers: bool,
+    pub diagnostics_max_processing_ms: f64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            model_path: String::new(),
+            model_store: String::new(),
+            recipe_path: String::new(),
+            target: "cpu".into(),
+            input_reliability: Reliability::BestEffort,
+            input_model_frame: String::new(),
+            input_fixed_frame: "odom".into(),
+            input_sensor_pose: None,
+            runtime_threads: 0,
+            runtime_provider: Provider::Cpu,
+            calibration_max_frames: 64,
+            calibration_min_frames: 16,
+            calibration_min_period_s: 0.5,
+            calibration_buffer_path: String::new(),
+            calibration_threads: 1,
+            calibration_nice: 10,
+            publish_markers: true,
+            diagnostics_max_processing_ms: 100.0,
+        }
+    }
+}
+
+/// One parameter: how it is called, what it means, how it is read and written.
+pub struct Spec {
+    pub name: &'static str,
+    pub description: &'static str,
+    /// May change while the node runs.
+    pub live: bool,
+    get: fn(&Settings) -> Value,
+    set: fn(&mut Settings, &Value) -> Result<(), Refused>,
+}
+
+/// A refusal that does not know the parameter's name yet.
+enum Refused {
+    Type(&'static str),
+    Value(String),
+}
+
+/// All parameters, in the order of the documentation.
+pub const SPECS: &[Spec] = &[
+    Spec {
+        name: "model_path",
+        description: "Float model: a model.yaml or the folder that holds one",
+        live: false,
+        get: |s| Value::Text(s.model_path.clone()),
+        set: |s, v| put(&mut s.model_path, text(v)),
+    },
+    Spec {
+        name: "model_store",
+        description: "Folder where INT8 models and their reports are kept; empty: below ROS_HOME",
+        live: false,
+        get: |s| Value::Text(s.model_store.clone()),
+        set: |s, v| put(&mut s.model_store, text(v)),
+    },
+    Spec {
+        name: "recipe_path",
+        description: "Quantization recipe (YAML); empty: the built-in one",
+        live: false,
+        get: |s| Value::Text(s.recipe_path.clone()),
+        set: |s, v| put(&mut s.recipe_path, text(v)),
+    },
+    Spec {
+        name: "target",
+        description: "What the INT8 model is made for",
+        live: false,
+        get: |s| Value::Text(s.target.clone()),
+        set: |s, v| put(&mut s.target, non_empty(v)),
+    },
+    Spec {
+        name: "input.reliability",
+        description: "Reliability of the point cloud subscription: best_effort or reliable",
+        live: false,
+        get: |s| {
+            Value::Text(
+                match s.input_reliability {
+                    Reliability::BestEffort => "best_effort",
+                    Reliability::Reliable => "reliable",
+                }
+                .into(),
+            )
+        },
+        set: |s, v| put(&mut s.input_reliability, reliability(v)),
+    },
+    Spec {
+        name: "input.model_frame",
+        description: "Frame the model looks from; empty: what the model's description says",
+        live: false,
+        get: |s| Value::Text(s.input_model_frame.clone()),
+        set: |s, v| put(&mut s.input_model_frame, text(v)),
+    },
+    Spec {
+        name: "input.fixed_frame",
+        description: "Frame that stands still on the ground, to join sweeps; empty: no ego motion",
+        live: false,
+        get: |s| Value::Text(s.input_fixed_frame.clone()),
+        set: |s, v| put(&mut s.input_fixed_frame, text(v)),
+    },
+    Spec {
+        name: "input.sensor_pose",
+        description: "Sensor in the model frame, 'x y z roll pitch yaw' (m, rad), instead of /tf; empty: /tf",
+        live: false,
+        get: |s| {
+            Value::Text(match s.input_sensor_pose {
+                Some(pose) => pose.map(|x| x.to_string()).join(" "),
+                None => String::new(),
+            })
+        },
+        set: |s, v| put(&mut s.input_sensor_pose, sensor_pose(v)),
+    },
+    Spec {
+        name: "runtime.threads",
+        description: "Inference threads; 0: the engine's choice",
+        live: false,
+        get: |s| Value::Integer(s.runtime_threads as i64),
+        set: |s, v| put(&mut s.runtime_threads, count(v, 0, 256)),
+    },
+    Spec {
+        name: "runtime.provider",
+        description: "ONNX Runtime execution provider",
+        live: false,
+        get: |s| Value::Text(s.runtime_provider.to_string()),
+        set: |s, v| put(&mut s.runtime_provider, provider(v)),
+    },
+    Spec {
+        name: "calibration.max_frames",
+        description: "Frames the calibration buffer holds at the most",
+        live: true,
+        get: |s| Value::Integer(s.calibration_max_frames as i64),
+        set: |s, v| put(&mut s.calibration_max_frames, count(v, 1, 10_000)),
+    },
+    Spec {
+        name: "calibration.min_frames",
+        description: "Frames a calibration needs at the least",
+        live: true,
+        get: |s| Value::Integer(s.calibration_min_frames as i64),
+        set: |s, v| put(&mut s.calibration_min_frames, count(v, 1, 10_000)),
+    },
+    Spec {
+        name: "calibration.min_period_s",
+        description: "Seconds between two buffered frames at the least",
+        live: true,
+        get: |s| Value::Double(s.calibration_min_period_s),
+        set: |s, v| put(&mut s.calibration_min_period_s, number(v, 0.0, 3600.0)),
+    },
+    Spec {
+        name: "calibration.buffer_path",
+        description: "Folder the buffer is written to as a rosbag2; empty: below ROS_HOME",
+        live: false,
+        get: |s| Value::Text(s.calibration_buffer_path.clone()),
+        set: |s, v| put(&mut s.calibration_buffer_path, text(v)),
+    },
+    Spec {
+        name: "calibration.threads",
+        description: "Threads of the quantization process; 0: all",
+        live: true,
+        get: |s| Value::Integer(s.calibration_threads as i64),
+        set: |s, v| put(&mut s.calibration_threads, count(v, 0, 256)),
+    },
+    Spec {
+        name: "calibration.nice",
+        description: "Niceness of the quantization process, 0 to 19",
+        live: true,
+        get: |s| Value::Integer(i64::from(s.calibration_nice)),
+        set: |s, v| put(&mut s.calibration_nice, count(v, 0, 19).map(|n| n as i32)),
+    },
+    Spec {
+        name: "publish.markers",
+        description: "Whether to publish markers for RViz and Foxglove",
+        live: true,
+        get: |s| Value::Bool(s.publish_markers),
+        set: |s, v| put(&mut s.publish_markers, flag(v)),
+    },
+    Spec {
+        name: "diagnostics.max_processing_ms",
+        description: "Processing time above which diagnostics warn, milliseconds",
+        live: true,
+        get: |s| Value::Double(s.diagnostics_max_processing_ms),
+        set: |s, v| put(&mut s.diagnostics_max_processing_ms, number(v, 0.0, 1e6)),
+    },
+];
+
+impl Settings {
+    /// The value of one parameter, `None` when there is no such parameter.
+    pub fn get(&self, name: &str) -> Option<Value> {
+        spec(name).map(|spec| (spec.get)(self))
+    }
+
+    /// Sets one parameter; on an error nothing changes.
+    pub fn set(&mut self, name: &str, value: &Value) -> Result<(), SettingsError> {
+        let spec = spec(name).ok_or_else(|| SettingsError::Unknown { name: name.into() })?;
+        (spec.set)(self, value).map_err(|refused| match refused {
+            Refused::Type(expected) => SettingsError::WrongType {
+                name: name.into(),
+                expected,
+                actual: value.type_name(),
+            },
+            Refused::Value(reason) => SettingsError::BadValue {
+                name: name.into(),
+                reason,
+            },
+        })
+    }
+
+    /// As [`Settings::set`], for a node that already runs.
+    pub fn set_live(&mut self, name: &str, value: &Value) -> Result<(), SettingsError> {
+        match spec(name) {
+            Some(spec) if !spec.live && (spec.get)(self) != *value => {
+                Err(SettingsError::ReadOnly { name: name.into() })
+            }
+            _ => self.set(name, value),
+        }
+    }
+
+    /// Checks what no single parameter can be checked for. `Err` names the parameter.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        if self.model_path.is_empty() {
+            return Err(SettingsError::BadValue {
+                name: "model_path".into(),
+                reason: "is not set; give the model.yaml of a float model, for example \
+                         --ros-args -p model_path:=/path/to/model.yaml"
+                    .into(),
+            });
+        }
+        if self.calibration_min_frames > self.calibration_max_frames {
+            return Err(SettingsError::BadValue {
+                name: "calibration.min_frames".into(),
+                reason: format!(
+                    "{} is more than calibration.max_frames ({}), so a calibration could never start",
+                    self.calibration_min_frames, self.calibration_max_frames
+                ),
+            });
+        }
+        Ok(())
+    }
+
+    /// The model description file that `model_path` names: itself, or `model.yaml` in the folder.
+    pub fn model_file(&self) -> PathBuf {
+        let path = PathBuf::from(&self.model_path);
+        if path.is_dir() {
+            path.join("model.yaml")
+        } else {
+            path
+        }
+    }
+
+    /// Where INT8 models are kept. `ros_home` serves when the parameter is empty.
+    pub fn store_folder(&self, ros_home: &Path) -> PathBuf {
+        or_below(&self.model_store, ros_home, "models")
+    }
+
+    /// Where the calibration buffer is written. `ros_home` serves when the parameter is empty.
+    pub fn buffer_folder(&self, ros_home: &Path) -> PathBuf {
+        or_below(
+            &self.calibration_buffer_path,
+            ros_home,
+            "calibration_buffer",
+        )
+    }
+}
+
+fn or_below(given: &str, ros_home: &Path, name: &str) -> PathBuf {
+    if given.is_empty() {
+        ros_home.join("centerpoint_ptq").join(name)
+    } else {
+        PathBuf::from(given)
+    }
+}
+
+fn spec(name: &str) -> Option<&'static Spec> {
+    SPECS.iter().find(|spec| spec.name == name)
+}
+
+/// Names the parameter that was likely meant: same last part, or few letters different.
+fn hint(name: &str) -> String {
+    let last = |n: &str| n.rsplit('.').next().unwrap_or(n).to_owned();
+    SPECS
+        .iter()
+        .map(|spec| {
+            let distance = if last(spec.name) == last(name) {
+                0
+            } else {
+                edit_distance(spec.name, name)
+            };
+            (distance, spec.name)
+        })
+        .min()
+        .filter(|(distance, _)| *distance <= 3)
+        .map(|(_, near)| format!("; did you mean '{near}'?"))
+        .unwrap_or_default()
+}
+
+/// Levenshtein distance by dynamic programming over one row.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(ca != *cb);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn put<T>(field: &mut T, value: Result<T, Refused>) -> Result<(), Refused> {
+    *field = value?;
+    Ok(())
+}
+
+fn text(value: &Value) -> Result<String, Refused> {
+    match value {
+        Value::Text(text) => Ok(text.trim().to_owned()),
+        _ => Err(Refused::Type("string")),
+    }
+}
+
+fn non_empty(value: &Value) -> Result<String, Refused> {
+    let text = text(value)?;
+    if text.is_empty() {
+        return Err(Refused::Value("must not be empty".into()));
+    }
+    Ok(text)
+}
+
+fn flag(value: &Value) -> Result<bool, Refused> {
+    match value {
+        Value::Bool(flag) => Ok(*flag),
+        _ => Err(Refused::Type("bool")),
+    }
+}
+
+fn count(value: &Value, min: i64, max: i64) -> Result<usize, Refused> {
+    match value {
+        Value::Integer(n) if (min..=max).contains(n) => Ok(*n as usize),
+        Value::Integer(n) => Err(Refused::Value(format!(
+            "{n} is not between {min} and {max}"
+        ))),
+        _ => Err(Refused::Type("integer")),
+    }
+}
+
+fn number(value: &Value, min: f64, max: f64) -> Result<f64, Refused> {
+    match value {
+        Value::Double(x) if (min..=max).contains(x) => Ok(*x),
+        Value::Double(x) => Err(Refused::Value(format!(
+            "{x} is not between {min} and {max}"
+        ))),
+        _ => Err(Refused::Type("double")),
+    }
+}
+
+fn reliability(value: &Value) -> Result<Reliability, Refused> {
+    match text(value)?.as_str() {
+        "best_effort" => Ok(Reliability::BestEffort),
+        "reliable" => Ok(Reliability::Reliable),
+        other => Err(Refused::Value(format!(
+            "'{other}' is neither best_effort nor reliable"
+        ))),
+    }
+}
+
+fn provider(value: &Value) -> Result<Provider, Refused> {
+    text(value)?.parse().map_err(Refused::Value)
+}
+
+fn sensor_pose(value: &Value) -> Result<Option<[f64; 6]>, Refused> {
+    let text = text(value)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let numbers: Vec<f64> = text
+        .split_whitespace()
+        .map(|word| match word.parse::<f64>() {
+            Ok(x) if x.is_finite() => Ok(x),
+            _ => Err(Refused::Value(format!("'{word}' is not a number"))),
+        })
+        .collect::<Result<_, _>>()?;
+    match <[f64; 6]>::try_from(numbers) {
+        Ok(pose) => Ok(Some(pose)),
+        Err(numbers) => Err(Refused::Value(format!(
+            "needs six numbers, 'x y z roll pitch yaw', got {}",
+            numbers.len()
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(value: &str) -> Value {
+        Value::Text(value.into())
+    }
+
+    #[test]
+    fn every_parameter_reads_back_its_default() {
+        let defaults = Settings::default();
+        let mut copy = Settings {
+            model_path: "x".into(),
+            ..Settings::default()
+        };
+        for spec in SPECS {
+            let value = defaults.get(spec.name).unwrap();
+            copy.set(spec.name, &value).unwrap();
+        }
+        assert_eq!(copy, defaults);
+    }
+
+    #[test]
+    fn a_wrong_type_is_refused_with_the_name_and_both_types() {
+        let mut settings = Settings::default();
+        let error = settings
+            .set("calibration.max_frames", &text("many"))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "parameter 'calibration.max_frames' must be of type integer, not string"
+        );
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_and_change_nothing() {
+        let mut settings = Settings::default();
+        for (name, value) in [
+            ("calibration.max_frames", Value::Integer(0)),
+            ("calibration.nice", Value::Integer(-5)),
+            ("calibration.min_period_s", Value::Double(f64::NAN)),
+            ("input.reliability", text("sometimes")),
+            ("runtime.provider", text("abacus")),
+            ("input.sensor_pose", text("1 2 3")),
+            ("input.sensor_pose", text("1 2 3 0 0 inf")),
+            ("target", text(" ")),
+        ] {
+            let error = settings.set(name, &value).unwrap_err();
+            assert!(error.to_string().contains(name), "{error}");
+        }
+        assert_eq!(settings, Settings::default());
+    }
+
+    #[test]
+    fn a_misspelt_name_gets_the_likely_one() {
+        let mut settings = Settings::default();
+        let said = |e: SettingsError| e.to_string();
+        assert!(said(settings.set("model_pth", &text("x")).unwrap_err()).contains("'model_path'"));
+        assert!(
+            said(settings.set("max_frames", &Value::Integer(3)).unwrap_err())
+                .contains("'calibration.max_frames'")
+        );
+        assert_eq!(
+            said(settings.set("quite_different", &text("x")).unwrap_err()),
+            "unknown parameter 'quite_different'"
+        );
+    }
+
+    #[test]
+    fn a_running_node_takes_live_parameters_only() {
+        let mut settings = Settings::default();
+        settings
+            .set_live("publish.markers", &Value::Bool(false))
+            .unwrap();
+        assert!(!settings.publish_markers);
+        assert!(matches!(
+            settings.set_live("model_path", &text("other")),
+            Err(SettingsError::ReadOnly { .. })
+        ));
+        // A tool that writes a whole set back must not fail on what does not change.
+        settings.set_live("target", &text("cpu")).unwrap();
+    }
+
+    #[test]
+    fn a_pose_is_six_numbers_or_nothing() {
+        let mut settings = Settings::default();
+        settings
+            .set("input.sensor_pose", &text("0 0 1.73 0 0.01 -0.5"))
+            .unwrap();
+        assert_eq!(
+            settings.input_sensor_pose,
+            Some([0.0, 0.0, 1.73, 0.0, 0.01, -0.5])
+        );
+        assert_eq!(
+            settings.get("input.sensor_pose"),
+            Some(text("0 0 1.73 0 0.01 -0.5"))
+        );
+        settings.set("input.sensor_pose", &text("")).unwrap();
+        assert_eq!(settings.input_sensor_pose, None);
+    }
+
+    #[test]
+    fn a_missing_model_and_an_unreachable_minimum_are_said() {
+        let mut settings = Settings::default();
+        assert!(
+            settings
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("model_path")
+        );
+        settings.model_path = "model.yaml".into();
+        settings.check().unwrap();
+        settings.calibration_min_frames = 65;
+        assert!(
+            settings
+                .check()
+                .unwrap_err()
+                .to_string()
+                .contains("max_frames (64)")
+        );
+    }
+}
