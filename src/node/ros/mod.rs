@@ -1,0 +1,608 @@
+//! The node on the ROS graph; with the player, the only place that touches r2r.
+//!
+//! r2r as it is, and what follows from it here: `spin_once` needs the node for itself, so all
+//! entities are made first and the node then moves into a thread of its own; a subscription
+//! queues about eleven messages and drops the newest when full, so the receiving task drains it
+//! at once into a slot of one; `spin_once` may return early without end, so the thread then rests
+//! for a millisecond.
+
+mod diagnostics;
+mod logging;
+mod markers;
+mod messages;
+mod parameters;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use futures::{FutureExt, Stream, StreamExt};
+use r2r::std_srvs::srv::Trigger;
+use r2r::{Clock, Publisher, QosProfile, ServiceRequest};
+use r2r::{diagnostic_msgs, rcl_interfaces, sensor_msgs, std_msgs, tf2_msgs};
+use r2r::{vision_msgs, visualization_msgs};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::engine::LoadError;
+use super::settings::{Reliability, Settings, SettingsError};
+use super::supervisor::{Paths, Refusal, Status};
+use super::{Engine, Output, Pipeline, Supervisor};
+use crate::bag::Stamp;
+use crate::calibration::{BufferPolicy, CalibrationBuffer};
+use crate::cloud::frames::{FrameAssembler, InputOptions};
+use crate::detector::{ModelDescription, Precision, RuntimeOptions};
+use diagnostics::Diagnostics;
+
+/// Longest wait for traffic in one turn of the spin thread; also what a shutdown waits for it.
+const SPIN_TIMEOUT: Duration = Duration::from_millis(20);
+/// Outputs that may wait for publication.
+const OUTPUT_QUEUE: usize = 8;
+/// Between two status messages at the least.
+const STATUS_PERIOD: Duration = Duration::from_millis(100);
+/// A clean end takes no longer than this, whatever is under way.
+const SHUTDOWN: Duration = Duration::from_millis(1500);
+
+/// Why the node did not start, or ended by itself.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    #[error("ROS 2 does not start: {0}")]
+    Init(String),
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error("parameter 'model_path': {0}")]
+    Model(#[from] LoadError),
+    #[error("cannot create {what}: {source}")]
+    Entity { what: String, source: r2r::Error },
+    #[error("cannot start {what}: {source}")]
+    Start {
+        what: &'static str,
+        source: std::io::Error,
+    },
+    #[error("{0} ended by itself; this is a bug, please report the lines before this one")]
+    Died(&'static str),
+}
+
+/// A context and a node from the process arguments. What r2r panics about becomes an error.
+pub fn create_node(name: &str) -> Result<r2r::Node, NodeError> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    let created = catch_unwind(AssertUnwindSafe(|| {
+        r2r::Context::create().and_then(|context| r2r::Node::create(context, name, ""))
+    }));
+    std::panic::set_hook(hook);
+    match created {
+        Ok(Ok(node)) => Ok(node),
+        Ok(Err(error)) => Err(NodeError::Init(error.to_string())),
+        Err(panic) => Err(NodeError::Init(panic_text(panic.as_ref()))),
+    }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("unknown cause")
+        .to_owned()
+}
+
+/// The thread that owns the node and feeds its streams.
+pub struct Spinner {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Spinner {
+    pub fn start(mut node: r2r::Node) -> std::io::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new().name("ros".into()).spawn({
+            let stop = stop.clone();
+            move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let begin = Instant::now();
+                    node.spin_once(SPIN_TIMEOUT);
+                    if begin.elapsed() < Duration::from_micros(200) {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
+                }
+            }
+        })?;
+        Ok(Self { stop, thread })
+    }
+
+    pub fn is_alive(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
+    /// Takes the node off the graph.
+    pub fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if self.thread.join().is_err() {
+            tracing::error!("the ROS thread ended by a panic");
+        }
+    }
+}
+
+/// Runs the node until SIGINT or SIGTERM.
+pub fn run() -> Result<(), NodeError> {
+    let mut node = create_node("centerpoint_node")?;
+    let rosout = logging::install(node.logger());
+    let settings = parameters::read(&lock(&node.params))?;
+
+    let model_file = settings.model_file();
+    let runtime_options = RuntimeOptions {
+        threads: settings.runtime_threads,
+        provider: settings.runtime_provider,
+        ..Default::default()
+    };
+    let description = ModelDescription::load(&model_file).map_err(LoadError::from)?;
+    let engine = Engine::load(&model_file, &runtime_options)?;
+    tracing::info!(
+        "model '{}' ({}, {} bytes) from {}",
+        engine.info.id,
+        engine.info.precision,
+        engine.info.bytes,
+        model_file.display()
+    );
+    let input = InputOptions {
+        model_frame: Some(settings.input_model_frame.clone())
+            .filter(|frame| !frame.is_empty())
+            .or_else(|| Some(description.frame.clone())),
+        sensor_pose: settings.input_sensor_pose,
+        fixed_frame: Some(settings.input_fixed_frame.clone()).filter(|frame| !frame.is_empty()),
+        sweeps: description.points.sweeps,
+        ..Default::default()
+    };
+    let ros_home = ros_home();
+    let paths = Paths {
+        executable: beside("centerpoint_ptq")?,
+        model: model_file,
+        name: description.name.clone(),
+        store: settings.store_folder(&ros_home),
+        buffer: settings.buffer_folder(&ros_home),
+    };
+    let buffer = Arc::new(Mutex::new(CalibrationBuffer::new(policy(&settings))));
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("centerpoint")
+        .enable_all()
+        .build()
+        .map_err(|source| NodeError::Start {
+            what: "the asynchronous runtime",
+            source,
+        })?;
+    let _inside = runtime.enter();
+
+    let provider = settings.runtime_provider.to_string();
+    let reliability = settings.input_reliability;
+    let settings = Arc::new(Mutex::new(settings));
+    let topics = Topics::create(&mut node, reliability)?;
+    let services = Services::create(&mut node)?;
+    let (parameter_services, _changes) = node
+        .make_derived_parameter_handler(Arc::new(Mutex::new(parameters::Live(settings.clone()))))
+        .map_err(|source| entity("the parameter services", source))?;
+    let name = node.fully_qualified_name().unwrap_or_default();
+    let clock = node.get_ros_clock();
+
+    let (sender, outputs) = mpsc::channel(OUTPUT_QUEUE);
+    let pipeline = Pipeline::start(engine, FrameAssembler::new(input), buffer, sender)
+        .map(Arc::new)
+        .map_err(|source| NodeError::Start {
+            what: "the pipeline",
+            source,
+        })?;
+    let supervisor = Supervisor::new(pipeline.clone(), settings.clone(), runtime_options, paths);
+
+    let Topics {
+        clouds,
+        tf,
+        tf_static,
+        publishers,
+    } = topics;
+    let node_tasks = [
+        tokio::spawn(parameter_services),
+        tokio::spawn(receive_clouds(clouds, pipeline.clone())),
+        tokio::spawn(receive_transforms(tf, false, pipeline.clone())),
+        tokio::spawn(receive_transforms(tf_static, true, pipeline.clone())),
+        tokio::spawn(publish_outputs(
+            outputs,
+            publishers.clone(),
+            clock.clone(),
+            settings.clone(),
+        )),
+        tokio::spawn(publish_status(
+            supervisor.clone(),
+            pipeline.clone(),
+            publishers.status.clone(),
+        )),
+        tokio::spawn(publish_diagnostics(
+            Diagnostics::new(&name, provider),
+            supervisor.clone(),
+            pipeline.clone(),
+            settings,
+            clock.clone(),
+            publishers.diagnostics.clone(),
+        )),
+        tokio::spawn(publish_rosout(rosout, clock, publishers.rosout.clone())),
+        tokio::spawn(services.serve(supervisor.clone())),
+    ];
+    let spinner = Spinner::start(node).map_err(|source| NodeError::Start {
+        what: "the ROS thread",
+        source,
+    })?;
+    tracing::info!("ready, waiting for clouds");
+
+    let ended = runtime.block_on(until_end(&pipeline, &spinner));
+    tracing::info!("shutting down");
+    let deadline = Instant::now() + SHUTDOWN;
+    let left = || deadline.saturating_duration_since(Instant::now());
+    runtime.block_on(supervisor.shut_down(left() / 2));
+    if !pipeline.stop(left()) {
+        tracing::warn!("an inference is still running at the end");
+    }
+    for task in &node_tasks {
+        task.abort();
+    }
+    spinner.stop();
+    runtime.shutdown_timeout(left().max(Duration::from_millis(100)));
+    ended
+}
+
+/// `ROS_HOME`, as ROS has it.
+fn ros_home() -> PathBuf {
+    std::env::var_os("ROS_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ros")))
+        .unwrap_or_else(|| PathBuf::from(".ros"))
+}
+
+/// A program that is installed beside this one.
+fn beside(program: &str) -> Result<PathBuf, NodeError> {
+    std::env::current_exe()
+        .map(|this| this.with_file_name(program))
+        .map_err(|source| NodeError::Start {
+            what: "the search for centerpoint_ptq",
+            source,
+        })
+}
+
+fn policy(settings: &Settings) -> BufferPolicy {
+    BufferPolicy {
+        max_frames: settings.calibration_max_frames,
+        min_period_s: settings.calibration_min_period_s,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn entity(what: impl Into<String>, source: r2r::Error) -> NodeError {
+    NodeError::Entity {
+        what: what.into(),
+        source,
+    }
+}
+
+/// Waits for a signal, or for a thread that should not have ended.
+async fn until_end(pipeline: &Pipeline, spinner: &Spinner) -> Result<(), NodeError> {
+    let listen = |kind| {
+        signal(kind).map_err(|source| NodeError::Start {
+            what: "the signal handler",
+            source,
+        })
+    };
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut pulse = tokio::time::interval(Duration::from_millis(500));
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = pulse.tick() => {
+                if !pipeline.is_alive() {
+                    return Err(NodeError::Died("a thread of the pipeline"));
+                }
+                if !spinner.is_alive() {
+                    return Err(NodeError::Died("the ROS thread"));
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Publishers {
+    objects: Publisher<vision_msgs::msg::Detection3DArray>,
+    markers: Publisher<visualization_msgs::msg::MarkerArray>,
+    processing: Publisher<std_msgs::msg::Float64>,
+    latency: Publisher<std_msgs::msg::Float64>,
+    cycle: Publisher<std_msgs::msg::Float64>,
+    status: Publisher<std_msgs::msg::String>,
+    diagnostics: Publisher<diagnostic_msgs::msg::DiagnosticArray>,
+    rosout: Publisher<rcl_interfaces::msg::Log>,
+}
+
+struct Topics<C, T, S> {
+    clouds: C,
+    tf: T,
+    tf_static: S,
+    publishers: Publishers,
+}
+
+impl Topics<(), (), ()> {
+    fn create(
+        node: &mut r2r::Node,
+        reliability: Reliability,
+    ) -> Result<
+        Topics<
+            impl Stream<Item = sensor_msgs::msg::PointCloud2> + Unpin + use<>,
+            impl Stream<Item = tf2_msgs::msg::TFMessage> + Unpin + use<>,
+            impl Stream<Item = tf2_msgs::msg::TFMessage> + Unpin + use<>,
+        >,
+        NodeError,
+    > {
+        let newest = QosProfile::default().keep_last(1);
+        let latched = newest.clone().transient_local();
+        let input = match reliability {
+            Reliability::BestEffort => newest.clone().best_effort(),
+            Reliability::Reliable => newest.clone(),
+        };
+        let many = QosProfile::default().keep_last(100);
+        let all_static = many.clone().transient_local();
+        Ok(Topics {
+            clouds: subscribe(node, "~/input/pointcloud", input)?,
+            tf: subscribe(node, "/tf", many)?,
+            tf_static: subscribe(node, "/tf_static", all_static)?,
+            publishers: Publishers {
+                objects: publisher(node, "~/output/objects", newest.clone())?,
+                markers: publisher(node, "~/output/markers", newest.clone())?,
+                processing: publisher(node, "~/debug/processing_time_ms", newest.clone())?,
+                latency: publisher(node, "~/debug/pipeline_latency_ms", newest.clone())?,
+                cycle: publisher(node, "~/debug/cyclic_time_ms", newest)?,
+                status: publisher(node, "~/status", latched.clone())?,
+                diagnostics: publisher(node, "/diagnostics", QosProfile::default())?,
+                rosout: publisher(node, "/rosout", latched.keep_last(1000))?,
+            },
+        })
+    }
+}
+
+fn subscribe<M: r2r::WrappedTypesupport + 'static>(
+    node: &mut r2r::Node,
+    topic: &str,
+    qos: QosProfile,
+) -> Result<impl Stream<Item = M> + Unpin + use<M>, NodeError> {
+    node.subscribe(topic, qos)
+        .map_err(|source| entity(format!("the subscription to {topic}"), source))
+}
+
+fn publisher<M: r2r::WrappedTypesupport>(
+    node: &mut r2r::Node,
+    topic: &str,
+    qos: QosProfile,
+) -> Result<Publisher<M>, NodeError> {
+    node.create_publisher(topic, qos)
+        .map_err(|source| entity(format!("the publisher of {topic}"), source))
+}
+
+/// Hands the newest cloud on; older ones that wait in r2r's queue only count.
+async fn receive_clouds(
+    mut clouds: impl Stream<Item = sensor_msgs::msg::PointCloud2> + Unpin,
+    pipeline: Arc<Pipeline>,
+) {
+    while let Some(mut newest) = clouds.next().await {
+        let mut superseded = 0;
+        while let Some(Some(newer)) = clouds.next().now_or_never() {
+            newest = newer;
+            superseded += 1;
+        }
+        pipeline.count_superseded(superseded);
+        pipeline.push_cloud(messages::cloud(newest));
+    }
+}
+
+async fn receive_transforms(
+    mut transforms: impl Stream<Item = tf2_msgs::msg::TFMessage> + Unpin,
+    is_static: bool,
+    pipeline: Arc<Pipeline>,
+) {
+    while let Some(message) = transforms.next().await {
+        pipeline.push_transforms(messages::transforms(message), is_static);
+    }
+}
+
+/// A publisher is gone only while the node shuts down; anything else is worth a line.
+fn publish<M: r2r::WrappedTypesupport + 'static>(publisher: &Publisher<M>, message: &M) {
+    match publisher.publish(message) {
+        Ok(()) | Err(r2r::Error::RCL_RET_PUBLISHER_INVALID) => {}
+        Err(error) => tracing::debug!("a message was not published: {error}"),
+    }
+}
+
+fn has_listeners<M: r2r::WrappedTypesupport + 'static>(publisher: &Publisher<M>) -> bool {
+    publisher
+        .get_inter_process_subscription_count()
+        .is_ok_and(|count| count > 0)
+}
+
+async fn publish_outputs(
+    mut outputs: mpsc::Receiver<Output>,
+    publishers: Publishers,
+    clock: Arc<Mutex<Clock>>,
+    settings: Arc<Mutex<Settings>>,
+) {
+    let mut before: Option<Instant> = None;
+    let ms = |value: f64| std_msgs::msg::Float64 { data: value };
+    while let Some(output) = outputs.recv().await {
+        publish(&publishers.objects, &messages::detections(&output));
+        let now = Instant::now();
+        let wanted = lock(&settings).publish_markers;
+        if wanted && has_listeners(&publishers.markers) {
+            publish(&publishers.markers, &markers::markers(&output));
+        }
+        publish(&publishers.processing, &ms(output.processing_ms.into()));
+        if let Some(time) = now_on(&clock) {
+            let latency = time.seconds_since(output.header.stamp) * 1e3;
+            publish(&publishers.latency, &ms(latency));
+        }
+        if let Some(before) = before {
+            let cycle = (now - before).as_secs_f64() * 1e3;
+            publish(&publishers.cycle, &ms(cycle));
+        }
+        before = Some(now);
+    }
+}
+
+fn now_on(clock: &Mutex<Clock>) -> Option<Stamp> {
+    let now = lock(clock).get_now().ok()?;
+    i64::try_from(now.as_nanos()).ok().map(Stamp)
+}
+
+/// Publishes the status at every change, the latest when changes come too fast.
+async fn publish_status(
+    supervisor: Arc<Supervisor>,
+    pipeline: Arc<Pipeline>,
+    publisher: Publisher<std_msgs::msg::String>,
+) {
+    let mut work = supervisor.work();
+    let mut active = pipeline.active();
+    loop {
+        let status = Status::new(&work.borrow_and_update(), &active.borrow_and_update());
+        let data = status.to_json();
+        publish(&publisher, &std_msgs::msg::String { data });
+        tokio::time::sleep(STATUS_PERIOD).await;
+        let gone = tokio::select! {
+            changed = work.changed() => changed.is_err(),
+            changed = active.changed() => changed.is_err(),
+        };
+        if gone {
+            return;
+        }
+    }
+}
+
+async fn publish_diagnostics(
+    mut diagnostics: Diagnostics,
+    supervisor: Arc<Supervisor>,
+    pipeline: Arc<Pipeline>,
+    settings: Arc<Mutex<Settings>>,
+    clock: Arc<Mutex<Clock>>,
+    publisher: Publisher<diagnostic_msgs::msg::DiagnosticArray>,
+) {
+    let mut second = tokio::time::interval(Duration::from_secs(1));
+    let (work, active) = (supervisor.work(), pipeline.active());
+    loop {
+        second.tick().await;
+        let settings = lock(&settings).clone();
+        let buffered = {
+            let mut buffer = pipeline.buffer();
+            // Parameters may have changed.
+            buffer.set_policy(policy(&settings));
+            buffer.len()
+        };
+        let mut report = diagnostics.report(
+            &pipeline.statistics(),
+            &active.borrow(),
+            &work.borrow(),
+            &settings,
+            buffered,
+        );
+        if let Some(now) = now_on(&clock) {
+            report.header.stamp = messages::time(now);
+        }
+        publish(&publisher, &report);
+    }
+}
+
+async fn publish_rosout(
+    mut messages: mpsc::Receiver<rcl_interfaces::msg::Log>,
+    clock: Arc<Mutex<Clock>>,
+    publisher: Publisher<rcl_interfaces::msg::Log>,
+) {
+    while let Some(mut message) = messages.recv().await {
+        if let Some(now) = now_on(&clock) {
+            message.stamp = messages::time(now);
+        }
+        // Not through `publish`: a complaint about /rosout would go to /rosout.
+        drop(publisher.publish(&message));
+    }
+}
+
+type TriggerRequest = ServiceRequest<Trigger::Service>;
+
+/// What callers can ask for, as one stream of requests.
+struct Services<S>(S);
+
+#[derive(Clone, Copy)]
+enum Request {
+    Calibrate,
+    Cancel,
+    State,
+    UseFloat,
+    UseInt8,
+}
+
+impl Services<()> {
+    fn create(
+        node: &mut r2r::Node,
+    ) -> Result<Services<impl Stream<Item = (Request, TriggerRequest)> + Unpin + use<>>, NodeError>
+    {
+        let mut requests = futures::stream::SelectAll::new();
+        for (name, request) in [
+            ("~/calibrate", Request::Calibrate),
+            ("~/cancel_calibration", Request::Cancel),
+            ("~/calibration_state", Request::State),
+            ("~/use_float", Request::UseFloat),
+            ("~/use_int8", Request::UseInt8),
+        ] {
+            let stream = node
+                .create_service::<Trigger::Service>(name, QosProfile::services_default())
+                .map_err(|source| entity(format!("the service {name}"), source))?;
+            requests.push(stream.map(move |asked| (request, asked)));
+        }
+        Ok(Services(requests))
+    }
+}
+
+impl<S: Stream<Item = (Request, TriggerRequest)> + Unpin> Services<S> {
+    async fn serve(mut self, supervisor: Arc<Supervisor>) {
+        while let Some((request, asked)) = self.0.next().await {
+            let supervisor = supervisor.clone();
+            // A swap waits for the frame under way; the state can be asked meanwhile.
+            tokio::spawn(async move {
+                let (success, message) = match answer(request, &supervisor).await {
+                    Ok(message) => (true, message),
+                    Err(refusal) => (false, refusal.to_string()),
+                };
+                let response = Trigger::Response { success, message };
+                if let Err(error) = asked.respond(response) {
+                    tracing::debug!("a caller got no answer: {error}");
+                }
+            });
+        }
+    }
+}
+
+async fn answer(request: Request, supervisor: &Arc<Supervisor>) -> Result<String, Refusal> {
+    let runs = |active: super::pipeline::Active| {
+        format!(
+            "{} model '{}' runs",
+            active.model.precision, active.model.id
+        )
+    };
+    match request {
+        Request::Calibrate => supervisor.calibrate().map(|frames| {
+            format!("calibration from {frames} frames started; ~/status says how it goes")
+        }),
+        Request::Cancel => supervisor.cancel().map(|()| "cancelling".into()),
+        Request::State => Ok(supervisor.status().to_json()),
+        Request::UseFloat => supervisor.select(Precision::Float).await.map(runs),
+        Request::UseInt8 => supervisor.select(Precision::Int8).await.map(runs),
+    }
+}
