@@ -1,6 +1,6 @@
 """Trains the demo model on simulated bags, on the CPU.
 
-    python training/train.py --bags build/training/train-* --held-out build/training/test-* --out build/training/run
+    python training/train.py --bags build/training/train-? --held-out build/training/test-? --out build/training/run
 
 Survives a kill: run it again with the same arguments and it goes on from the last checkpoint.
 """
