@@ -47,7 +47,7 @@ demo: install
 	@$(ENV) && "$$CENTERPOINT_PTQ_PYTHON" scripts/demo.py $(DEMO_ARGS)
 
 lint: setup
-	@cargo fmt --all --check
+	@$(ENV) && cargo fmt --all --check
 	@$(ENV) && cargo clippy --release --locked --all-targets --all-features -- -D warnings
 
 test: lint test-rust test-python
