@@ -77,6 +77,8 @@ struct Summary {
     max_late_ms: f64,
     /// What was added to the stamps of the first pass.
     stamp_shift_ns: i64,
+    /// What was added for each further pass.
+    pass_ns: i64,
     interrupted: bool,
 }
 
@@ -174,6 +176,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         args,
         outputs,
         paused: paused.subscribe(),
+        begin: None,
         summary: Summary::default(),
     };
     let played = runtime.block_on(async {
@@ -184,6 +187,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             _ = interrupt.recv() => None,
             _ = terminate.recv() => None,
         };
+        if let Some(begin) = player.begin {
+            player.summary.seconds = begin.elapsed().as_secs_f64();
+        }
         match ended {
             Some(ended) => {
                 ended?;
@@ -258,13 +264,15 @@ struct Player {
     args: Args,
     outputs: BTreeMap<String, Output>,
     paused: watch::Receiver<bool>,
+    /// When the first message was due.
+    begin: Option<Instant>,
     summary: Summary,
 }
 
 impl Player {
     async fn play(&mut self) -> anyhow::Result<()> {
         self.wait_for_subscribers().await?;
-        let begin = Instant::now();
+        self.begin = Some(Instant::now());
         let mut shift = self.first_shift()?;
         self.summary.stamp_shift_ns = shift;
         self.publish_static(shift)?;
@@ -273,12 +281,12 @@ impl Player {
                 break;
             };
             self.summary.passes += 1;
+            self.summary.pass_ns = length;
             if !self.args.repeat {
                 break;
             }
             shift += length;
         }
-        self.summary.seconds = begin.elapsed().as_secs_f64();
         Ok(())
     }
 

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 
 /// Longest line taken from the child; what is longer is cut.
 const MAX_LINE: usize = 64 * 1024;
+/// Exit code of a quantization whose model was written but not accepted.
+const REFUSED: i32 = 3;
 /// Lines of the child's standard error that an error message carries.
 const STDERR_LINES: usize = 12;
 
@@ -186,6 +188,7 @@ pub async fn run(
     match (verdict, failure) {
         (_, Some(message)) => Err(JobError::Failed { message }),
         (Some(verdict), None) if status.success() => Ok(verdict),
+        (Some(verdict), None) if !verdict.accepted && status.code() == Some(REFUSED) => Ok(verdict),
         _ => Err(JobError::Ended {
             status: describe(status),
             stderr: errors.await.unwrap_or_default(),
@@ -292,7 +295,8 @@ mod tests {
             r#"echo '{"event":"progress","stage":"ranges","fraction":0.4,"eta_s":12.0,"detail":"x"}'
 echo 'not json'
 echo '{"event":"progress","stage":"check","fraction":0.9}'
-printf '{"event":"done","out":"o","verdict":{"accepted":false,"reasons":["lost cars"]}}'"#,
+printf '{"event":"done","out":"o","verdict":{"accepted":false,"reasons":["lost cars"]}}'
+exit 3"#,
         );
         let (result, reports) = outcome(&job).await;
         let verdict = result.unwrap();
@@ -341,12 +345,12 @@ printf '{"event":"done","out":"o","verdict":{"accepted":false,"reasons":["lost c
     #[tokio::test]
     async fn a_verdict_followed_by_a_bad_exit_is_no_success() {
         let folder = tempfile::tempdir().unwrap();
-        let job = script(
-            folder.path(),
-            r#"echo '{"event":"done","out":"o","verdict":{"accepted":true,"reasons":[]}}'; exit 1"#,
-        );
-        let (result, _) = outcome(&job).await;
-        assert!(matches!(result, Err(JobError::Ended { .. })));
+        for (accepted, code) in [(true, 1), (true, 3), (false, 1)] {
+            let verdict = format!(r#"{{"accepted":{accepted}}}"#);
+            let body = format!(r#"echo '{{"event":"done","verdict":{verdict}}}'; exit {code}"#);
+            let (result, _) = outcome(&script(folder.path(), &body)).await;
+            assert!(matches!(result, Err(JobError::Ended { .. })), "{body}");
+        }
     }
 
     #[tokio::test]

@@ -1,0 +1,278 @@
+"""Calibration over ROS while clouds flow: start, progress, swap, rollback, refusals, accidents."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import graph
+import pytest
+import yaml
+
+# A quantization of a few small frames; generous, since test machines are slow and busy.
+QUANTIZE = 300.0
+FRAMES = 16
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes the quick recipe with fewer search steps and the given gate."""
+
+    def write(**gate) -> Path:
+        text = (graph.share() / "calibration" / "quick.yaml").read_text()
+        settings = yaml.safe_load(text)
+        for part in ["weights", "activations"]:
+            settings[part]["search"]["steps"] = 10
+        settings["check"] = {"warm_up": 1, "latency_runs": 3}
+        settings["gate"] |= gate
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return path
+
+    return write
+
+
+# What these clouds make an arbitrary model see is noise; the gate has tests of its own.
+LENIENT = {
+    "min_boxes": 1,
+    "min_boxes_total": 1,
+    "min_f1": 0.0,
+    "max_centre_error": 1e6,
+    "max_yaw_error": 1e6,
+    "max_size_error": 1e6,
+}
+IMPOSSIBLE = LENIENT | {"min_f1": 1.0, "max_centre_error": 0.0}
+
+
+class Live:
+    """A node that detects in streaming clouds and has filled its buffer."""
+
+    def __init__(self, ros, model, recipe, **parameters):
+        self.observer, self.driver = ros.observer(markers=False), ros.driver()
+        self.node = ros.node(
+            model,
+            {
+                "recipe_path": str(recipe),
+                "calibration.max_frames": FRAMES,
+                "calibration.min_frames": FRAMES,
+                "calibration.min_period_s": 0.1,
+                "calibration.threads": 2,
+                "calibration.nice": 5,
+            }
+            | parameters,
+        )
+        self.observer.wait_ready(self.node)
+        self.driver.wait_connected()
+        self.driver.stream(rate=5.0)
+        self.wait_frames(FRAMES)
+        self.store = ros.folder / "store"
+
+    def wait_frames(self, count):
+        self.observer.wait_for(
+            lambda: int(self.observer.values("calibration").get("buffer_frames", 0)) >= count,
+            60.0,
+            f"{count} buffered frames",
+            self.node,
+        )
+
+    def calibrate(self):
+        reply = self.observer.call("calibrate")
+        assert reply.success, reply.message
+        return reply
+
+    def finish(self) -> dict:
+        """The verdict of the running calibration."""
+        done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
+        return self.observer.wait_status(done, QUANTIZE, "end of the calibration", self.node)["last"]
+
+    def wait_child(self) -> int:
+        status = self.observer.wait_status(
+            lambda s: s["pid"] and s["stage"] != "start", QUANTIZE, "quantization", self.node
+        )
+        return status["pid"]
+
+    def wait_more_detections(self, count=3):
+        before = len(self.observer.seen.objects)
+        self.observer.wait_for(
+            lambda: len(self.observer.seen.objects) >= before + count,
+            30.0,
+            "further detections",
+            self.node,
+        )
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def wait_gone(pid: int, timeout=5.0):
+    deadline = time.monotonic() + timeout
+    while alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} still runs"
+        time.sleep(0.02)
+
+
+def test_calibration_from_traffic_swaps_to_int8_while_clouds_flow(ros, eager_model, recipe):
+    live = Live(ros, eager_model, recipe(**LENIENT))
+    observer = live.observer
+    assert observer.status["precision"] == "float"
+    none_yet = observer.call("use_int8")
+    assert not none_yet.success and "int8" in none_yet.message
+
+    reply = live.calibrate()
+    assert f"from {FRAMES} frames" in reply.message
+    second = observer.call("calibrate")
+    assert not second.success and "already running" in second.message
+
+    begun = len(observer.seen.objects)
+    last = live.finish()
+    assert last["outcome"] == "swapped", last
+    assert len(observer.seen.objects) > begun, "detection went on during the calibration"
+    status = observer.status
+    assert status["precision"] == "int8" and status["fallback"] is None
+    live.wait_more_detections()
+
+    # What was made lies in the store and says what it is.
+    model = Path(last["model"])
+    assert model.is_file() and model.is_relative_to(live.store)
+    assert yaml.safe_load(model.read_text())["precision"] == "int8"
+    assert json.loads(Path(last["report"]).read_text())
+    assert [p.name for p in live.store.iterdir()] == [model.parent.name], "nothing half-made"
+
+    # The status told how it went.
+    stages = [s["stage"] for _, s in observer.seen.statuses if s["stage"]]
+    assert len(set(stages)) >= 3, stages
+    fractions = [s["fraction"] for _, s in observer.seen.statuses if s["stage"]]
+    assert fractions == sorted(fractions) and fractions[-1] > 0.5
+
+    # There and back again.
+    for service, precision in [("use_float", "float"), ("use_int8", "int8"), ("use_float", "float")]:
+        reply = observer.call(service)
+        assert reply.success, reply.message
+        state = json.loads(observer.call("calibration_state").message)
+        assert state["precision"] == precision
+        assert state["int8_model_id"]
+        live.wait_more_detections()
+
+    live.driver.pause()
+    last_sent = live.driver.sent[-1]
+    observer.wait_for(
+        lambda: observer.seen.objects[-1].stamp == last_sent, 20.0, "the last answer", live.node
+    )
+    stamps = [o.stamp for o in observer.seen.objects]
+    assert stamps == sorted(set(stamps)), "in order and once each, across three swaps"
+    assert set(stamps) <= set(live.driver.sent)
+    total = len(live.driver.sent)
+    observer.wait_for(
+        lambda: int(observer.values("input")["clouds_received"]) == total,
+        5.0,
+        "the final counts",
+        live.node,
+    )
+    values = observer.values("input") | observer.values("detection")
+    assert int(values["clouds_published"]) == len(stamps)
+    assert int(values["clouds_dropped"]) == int(values["clouds_dropped_superseded"])
+    assert 0 < int(values["published_int8"]) < len(stamps)
+    assert float(values["inference_int8_p50_ms"]) > 0.0
+    assert live.node.end()[0] == 0
+
+
+def test_too_few_frames_are_refused_with_the_numbers(ros, eager_model):
+    observer, driver = ros.observer(), ros.driver()
+    node = ros.node(eager_model, {"calibration.min_frames": 12, "calibration.max_frames": 20})
+    observer.wait_ready(node)
+    driver.wait_connected()
+    reply = observer.call("calibrate")
+    assert not reply.success
+    assert "0 frames" in reply.message and "12" in reply.message
+    assert observer.status["state"] == "idle"
+    assert not observer.call("cancel_calibration").success
+
+
+def test_a_model_that_disagrees_is_refused_and_float_goes_on(ros, eager_model, recipe):
+    live = Live(ros, eager_model, recipe(**IMPOSSIBLE))
+    live.calibrate()
+    last = live.finish()
+    assert last["outcome"] == "refused", last
+    assert last["reasons"]
+    assert json.loads(Path(last["report"]).read_text())
+    assert live.observer.status["precision"] == "float"
+    assert not live.observer.call("use_int8").success
+    live.wait_more_detections()
+    warning = live.observer.wait_for(
+        lambda: "refused" in live.observer.values("calibration").get("message", "")
+        and live.observer.values("calibration"),
+        5.0,
+        "the refusal in diagnostics",
+    )
+    assert warning["level"] == 1
+
+
+def test_a_calibration_can_be_cancelled_and_started_again(ros, eager_model, recipe):
+    live = Live(ros, eager_model, recipe(**LENIENT))
+    for _ in range(2):
+        live.calibrate()
+        pid = live.wait_child()
+        assert live.observer.call("cancel_calibration").success
+        assert live.finish()["outcome"] == "cancelled"
+        wait_gone(pid)
+        assert not list(live.store.iterdir())
+    live.wait_more_detections()
+
+
+def test_a_killed_quantization_leaves_the_node_running_and_is_reported(ros, eager_model, recipe):
+    live = Live(ros, eager_model, recipe(**LENIENT))
+    live.calibrate()
+    pid = live.wait_child()
+    os.kill(pid, signal.SIGKILL)
+    last = live.finish()
+    assert last["outcome"] == "failed"
+    assert "signal 9" in last["reasons"][0]
+    assert not list(live.store.iterdir())
+    live.wait_more_detections()
+    assert live.observer.status["precision"] == "float"
+    live.calibrate()
+    live.observer.call("cancel_calibration")
+
+
+def test_a_quantization_that_fails_says_why(ros, eager_model, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("format: 1\nname: broken\nno_such_key: 3\n")
+    live = Live(ros, eager_model, broken)
+    live.calibrate()
+    last = live.finish()
+    assert last["outcome"] == "failed"
+    assert "broken.yaml" in last["reasons"][0], last
+    live.wait_more_detections()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_calibration_ends_node_and_child(ros, eager_model, recipe, number):
+    live = Live(ros, eager_model, recipe(**LENIENT))
+    live.calibrate()
+    pid = live.wait_child()
+    code, seconds = live.node.end(number)
+    assert code == 0, live.node.output
+    assert seconds < 2.0
+    wait_gone(pid)
+    assert not list(live.store.iterdir())
+
+
+def test_the_written_buffer_is_a_bag_of_what_the_network_saw(ros, eager_model, recipe):
+    from mcap.reader import make_reader
+
+    live = Live(ros, eager_model, recipe(**LENIENT))
+    live.calibrate()
+    live.wait_child()
+    live.observer.call("cancel_calibration")
+    live.finish()
+    (bag,) = (ros.folder / "buffer").iterdir()
+    (file,) = bag.glob("*.mcap")
+    with file.open("rb") as stream:
+        messages = [(c.topic, m) for _, c, m in make_reader(stream).iter_messages()]
+    assert len(messages) == FRAMES
+    stamps = [m.log_time for _, m in messages]
+    assert stamps == sorted(set(stamps)) and set(stamps) <= set(live.driver.sent)
+    assert {topic for topic, _ in messages} == {"/centerpoint/calibration/pointcloud"}
+    assert all(b"time_lag" in m.data[:400] for _, m in messages)
