@@ -198,6 +198,32 @@ pub struct Scene {
     pub(crate) actors: Vec<Actor>,
     pub(crate) ego: Motion,
     base_from_lidar: Pose,
+    sway: Sway,
+}
+
+/// How the body leans on its springs against the road, radians: roll and pitch.
+#[derive(Debug, Clone, Copy)]
+struct Sway {
+    lean: [f64; 2],
+    swing: [f64; 2],
+    rate: [f64; 2],
+}
+
+impl Sway {
+    fn draw(rng: &mut Rng) -> Self {
+        let mut pair = |low: f64, high: f64| [rng.range64(low, high), rng.range64(low, high)];
+        Self {
+            lean: pair(-0.006, 0.006),
+            swing: pair(0.0, 0.003),
+            rate: pair(2.0, 7.0),
+        }
+    }
+
+    fn at(&self, t: f64) -> UnitQuaternion<f64> {
+        let [roll, pitch] =
+            [0, 1].map(|i| self.lean[i] + self.swing[i] * (self.rate[i] * t + i as f64).sin());
+        UnitQuaternion::from_euler_angles(roll, pitch, 0.0)
+    }
 }
 
 /// A pose on the ground, standing upright or along the slope.
@@ -235,6 +261,7 @@ impl Scene {
             rng.range64(-0.02, 0.02),
         ];
         let [x, y, z, roll, pitch, yaw] = config.mount.unwrap_or(mount);
+        let sway = Sway::draw(&mut rng);
         let world = layout::lay_out(
             seed,
             kind,
@@ -249,6 +276,7 @@ impl Scene {
             actors: world.actors,
             ego: world.ego,
             base_from_lidar: pose_from_xyz_rpy([x, y, z], [roll, pitch, yaw]),
+            sway,
         })
     }
 
@@ -276,7 +304,9 @@ impl Scene {
     /// The vehicle in the world at a time, seconds.
     fn ego_pose(&self, t: f64) -> Pose {
         let at = self.ego.at(t);
-        standing(&self.terrain, &at, self.terrain.road(at.x, at.y).0, true)
+        let mut pose = standing(&self.terrain, &at, self.terrain.road(at.x, at.y).0, true);
+        pose.rotation *= self.sway.at(t);
+        pose
     }
 
     /// Takes sweep `index` of [`Self::sweeps`].
