@@ -1,8 +1,318 @@
 //! `centerpoint_ptq detect`: run a model over a bag and write the detections as JSON.
 
-#[derive(clap::Args)]
-pub struct Args {}
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("detect is not there yet")
+use anyhow::{Context, bail};
+use ndarray::{ArrayView, Dimension};
+use serde::Serialize;
+
+use crate::cloud::Points;
+use crate::cloud::frames::{Frames, InputOptions};
+use crate::detector::{Detector, ModelDescription, Provider, RuntimeOptions};
+use crate::geometry::Detection;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Model description (model.yaml) or the folder that holds it
+    #[arg(long)]
+    model: PathBuf,
+    #[command(flatten)]
+    frames: FrameArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+    /// JSON file to write: {"<stamp in ns>": [{label, score, center, size_lwh, yaw, velocity}]}
+    #[arg(long)]
+    out: PathBuf,
+    /// Also write each frame's points, pillars, spatial features and head maps as .npy files to
+    /// this folder, one subfolder per stamp
+    #[arg(long, value_name = "DIR")]
+    dump: Option<PathBuf>,
+}
+
+/// Where clouds come from.
+#[derive(clap::Args, Clone)]
+pub struct FrameArgs {
+    /// rosbag2 folder, .mcap or .db3 file
+    #[arg(long)]
+    pub bag: PathBuf,
+    /// Topic of the clouds; may be left out where the bag holds one only
+    #[arg(long)]
+    pub topic: Option<String>,
+    /// Pose of the sensor in the model's frame, instead of /tf: "x y z roll pitch yaw" in metres
+    /// and radians
+    #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
+    pub sensor_pose: Option<SensorPose>,
+    /// Read at most this many frames
+    #[arg(long)]
+    pub limit: Option<usize>,
+}
+
+/// x, y, z, roll, pitch, yaw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SensorPose(pub [f64; 6]);
+
+/// Reads six numbers separated by blanks or commas.
+pub fn parse_pose(text: &str) -> Result<SensorPose, String> {
+    let numbers: Vec<f64> = text
+        .split([' ', ',', '\t'])
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            part.parse()
+                .ok()
+                .filter(|n: &f64| n.is_finite())
+                .ok_or_else(|| format!("`{part}` is not a number"))
+        })
+        .collect::<Result<_, _>>()?;
+    <[f64; 6]>::try_from(numbers)
+        .map(SensorPose)
+        .map_err(|numbers| {
+            format!(
+                "six numbers are needed (x y z roll pitch yaw), got {}",
+                numbers.len()
+            )
+        })
+}
+
+impl FrameArgs {
+    /// How frames for this model are put together.
+    pub fn input_options(&self, model: &ModelDescription) -> InputOptions {
+        InputOptions {
+            topic: self.topic.clone(),
+            model_frame: Some(model.frame.clone()),
+            sensor_pose: self.sensor_pose.map(|pose| pose.0),
+            sweeps: model.points.sweeps,
+            ..InputOptions::default()
+        }
+    }
+
+    /// The frames, with `limit` applied.
+    pub fn open(
+        &self,
+        model: &ModelDescription,
+    ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<crate::cloud::frames::Frame>> + use<>>
+    {
+        let frames = Frames::open(&self.bag, &self.input_options(model))
+            .with_context(|| format!("cannot read clouds from {}", self.bag.display()))?;
+        let bag = self.bag.display().to_string();
+        Ok(frames
+            .take(self.limit.unwrap_or(usize::MAX))
+            .map(move |frame| frame.with_context(|| format!("in {bag}"))))
+    }
+}
+
+/// How the model runs.
+#[derive(clap::Args, Clone)]
+pub struct RuntimeArgs {
+    /// Threads within an operator; 0 means one per core
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// What runs the network: cpu, cuda, tensorrt or openvino
+    #[arg(long, default_value_t = Provider::Cpu)]
+    pub provider: Provider,
+}
+
+impl RuntimeArgs {
+    pub fn options(&self) -> RuntimeOptions {
+        RuntimeOptions {
+            threads: self.threads,
+            provider: self.provider,
+            profile_to: None,
+        }
+    }
+}
+
+/// A detection as others read it.
+#[derive(Serialize)]
+struct Record<'a> {
+    label: &'a str,
+    score: f32,
+    center: [f32; 3],
+    size_lwh: [f32; 3],
+    yaw: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    velocity: Option<[f32; 2]>,
+}
+
+impl<'a> Record<'a> {
+    fn new(detection: &Detection, model: &'a ModelDescription) -> Self {
+        Record {
+            label: &model.classes[detection.class],
+            score: detection.score,
+            center: detection.bbox.center.into(),
+            size_lwh: detection.bbox.size.into(),
+            yaw: detection.bbox.yaw,
+            velocity: detection.velocity.map(Into::into),
+        }
+    }
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let model = ModelDescription::load(&args.model)?;
+    let mut detector = Detector::load(&model, &args.runtime.options())?;
+    let mut found: BTreeMap<i64, Vec<Record<'_>>> = BTreeMap::new();
+    let mut frames = 0usize;
+    let mut milliseconds = 0.0;
+    let mut dropped = 0usize;
+    for frame in args.frames.open(&model)? {
+        let frame = frame?;
+        let stamp = frame.stamp.0;
+        let inference = detector
+            .detect(&frame.points)
+            .with_context(|| format!("at stamp {}", frame.stamp))?;
+        frames += 1;
+        milliseconds += inference.timing.total_ms;
+        dropped += inference.dropped_pillars;
+        if let Some(folder) = &args.dump {
+            dump(
+                &folder.join(stamp.to_string()),
+                &mut detector,
+                &frame.points,
+            )?;
+        }
+        let records = inference
+            .detections
+            .iter()
+            .map(|d| Record::new(d, &model))
+            .collect();
+        if found.insert(stamp, records).is_some() {
+            bail!(
+                "{} holds two clouds with the stamp {stamp}; name the topic with --topic",
+                args.frames.bag.display()
+            );
+        }
+    }
+    if frames == 0 {
+        bail!(
+            "no cloud in {} could be used: no frame came out",
+            args.frames.bag.display()
+        );
+    }
+    write_whole(&args.out, |file| {
+        serde_json::to_writer(&mut *file, &found)?;
+        Ok(file.write_all(b"\n")?)
+    })?;
+    let boxes: usize = found.values().map(Vec::len).sum();
+    eprintln!(
+        "{frames} frames, {boxes} boxes, {:.1} ms per frame -> {}",
+        milliseconds / frames as f64,
+        args.out.display()
+    );
+    if dropped > 0 {
+        eprintln!(
+            "warning: {dropped} pillars were lost to grid.max_pillars = {}; raise it in {}",
+            model.grid.max_pillars,
+            args.model.display()
+        );
+    }
+    Ok(())
+}
+
+/// Writes a file in one step: it appears complete or not at all.
+pub fn write_whole(
+    path: &Path,
+    write: impl FnOnce(&mut std::io::BufWriter<&mut tempfile::NamedTempFile>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let context = || format!("cannot write {}", path.display());
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(context)?;
+    let mut buffered = std::io::BufWriter::new(&mut file);
+    write(&mut buffered).with_context(context)?;
+    buffered.flush().with_context(context)?;
+    drop(buffered);
+    file.persist(path).with_context(context)?;
+    Ok(())
+}
+
+/// Everything between points and boxes, for a comparison with another implementation.
+fn dump(folder: &Path, detector: &mut Detector, points: &Points) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("cannot make the folder {}", folder.display()))?;
+    let rows: Vec<f32> = points
+        .0
+        .iter()
+        .flat_map(|p| [p.x, p.y, p.z, p.intensity, p.time_lag, f32::from(p.ring)])
+        .collect();
+    let rows = ArrayView::from_shape((points.0.len(), 6), &rows)
+        .context("six values make a row of points.npy")?;
+    save_npy(&folder.join("points.npy"), rows)?;
+    let spatial = detector.spatial_features(points)?;
+    let (features, cells) = detector.pillars();
+    save_npy(&folder.join("pillars.npy"), features.view())?;
+    // Whole numbers below 2^24 are exact as f32.
+    let cells: Vec<f32> = cells.iter().map(|c| *c as f32).collect();
+    save_npy(&folder.join("cells.npy"), ArrayView::from(&cells))?;
+    save_npy(&folder.join("spatial.npy"), spatial.view())?;
+    for (head, map) in detector.heads(&spatial)?.iter() {
+        save_npy(&folder.join(format!("{head}.npy")), map.view())?;
+    }
+    Ok(())
+}
+
+/// Writes an array in NumPy's format, version 1.0.
+fn save_npy<D: Dimension>(path: &Path, array: ArrayView<'_, f32, D>) -> anyhow::Result<()> {
+    let shape: String = array.shape().iter().map(|n| format!("{n}, ")).collect();
+    let mut header = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}");
+    // Magic, version, length and header together end at a multiple of 64 with a line break.
+    while !(10 + header.len() + 1).is_multiple_of(64) {
+        header.push(' ');
+    }
+    header.push('\n');
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    bytes.extend((header.len() as u16).to_le_bytes());
+    bytes.extend(header.as_bytes());
+    for value in array {
+        bytes.extend(value.to_le_bytes());
+    }
+    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pose_is_six_finite_numbers() {
+        assert_eq!(
+            parse_pose("1 -2.5,3  0 0 0.1"),
+            Ok(SensorPose([1.0, -2.5, 3.0, 0.0, 0.0, 0.1]))
+        );
+        assert!(parse_pose("1 2 3").unwrap_err().contains("got 3"));
+        assert!(parse_pose("1 2 3 0 0 up").unwrap_err().contains("`up`"));
+        assert!(parse_pose("1 2 3 0 0 nan").is_err());
+    }
+
+    #[test]
+    fn npy_files_have_an_aligned_header_and_little_endian_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.npy");
+        let array = ndarray::array![[1.0f32, 2.0, 3.0]];
+        save_npy(&path, array.view()).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let header = u16::from_le_bytes([bytes[8], bytes[9]]) as usize;
+        assert_eq!((10 + header) % 64, 0);
+        assert!(String::from_utf8_lossy(&bytes[10..10 + header]).contains("(1, 3, )"));
+        assert_eq!(
+            bytes[10 + header..],
+            [0, 0, 128, 63, 0, 0, 0, 64, 0, 0, 64, 64]
+        );
+    }
+
+    #[test]
+    fn a_file_that_fails_half_way_leaves_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("boxes.json");
+        std::fs::write(&path, "old").unwrap();
+        let failed = write_whole(&path, |file| {
+            file.write_all(b"new")?;
+            bail!("stopped")
+        });
+        assert!(failed.is_err());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
 }
