@@ -13,8 +13,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import yaml
+from onnx import TensorProto, helper, numpy_helper
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "reference"))
@@ -164,9 +166,9 @@ def merged(base, changes):
     out = copy.deepcopy(base)
     for key, value in changes.items():
         if value is None:
-            del out[key]
+            out.pop(key, None)
         elif isinstance(value, dict):
-            out[key] = merged(out[key], value)
+            out[key] = merged(out.get(key, {}), value)
         else:
             out[key] = value
     return out
@@ -194,6 +196,81 @@ def test_boxes_equal_the_reference_under_every_convention(program, bag, conventi
     expected = reference.decode({head: arrays[head] for head in maps})
     assert len(expected) >= 10
     assert_boxes(expected, records, reference.d["classes"])
+
+
+def crowd(seed, linear):
+    """Head maps 32 x 32 of three classes in which boxes of all sizes overlap at all angles."""
+    rng = np.random.default_rng(seed)
+    shape = (32, 32)
+    dim = rng.uniform([[[0.5]], [[0.6]], [[1.0]]], [[[2.5]], [[6.0]], [[3.0]]], (3, *shape))
+    theta = rng.uniform(-math.pi, math.pi, shape)
+    norm = rng.uniform(0.1, 1.2, shape)
+    return {
+        "heatmap": rng.normal(-1.0, 1.5, (3, *shape)),
+        "reg": rng.uniform(-0.5, 1.5, (2, *shape)),
+        "height": rng.normal(0.5, 0.5, (1, *shape)),
+        "dim": dim if linear else np.log(dim),
+        "rot": np.stack([norm * np.sin(theta), norm * np.cos(theta)]),
+        "vel": rng.normal(0, 5, (2, *shape)),
+    }
+
+
+def constant_backbone(maps, path):
+    """A backbone that gives these maps whatever it reads: 0 * sum(input) + map."""
+    nodes = [
+        helper.make_node("ReduceSum", ["spatial_features"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+    ]
+    constants = [numpy_helper.from_array(np.zeros(1, np.float32), "zero")]
+    outputs = []
+    for head, values in maps.items():
+        values = values[None].astype(np.float32)
+        constants.append(numpy_helper.from_array(values, f"{head}_map"))
+        nodes.append(helper.make_node("Add", ["nothing", f"{head}_map"], [head]))
+        outputs.append(helper.make_tensor_value_info(head, TensorProto.FLOAT, values.shape))
+    read = helper.make_tensor_value_info("spatial_features", TensorProto.FLOAT, [1, 4, 64, 64])
+    graph = helper.make_graph(nodes, "crowd", [read], outputs, constants)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), path
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("conventions", CONVENTIONS, ids=lambda name: name.replace(" ", "-"))
+def test_a_crowd_of_boxes_is_suppressed_like_in_the_reference(
+    program, simulated, conventions, seed, tmp_path
+):
+    """Head maps that no network gives: every rule of suppression has work to do."""
+    linear = seed == 2
+    maps = crowd(seed, linear)
+    constant_backbone(maps, tmp_path / "crowd.onnx")
+    tiny = ROOT / "tests" / "fixtures" / "tiny"
+    d = yaml.safe_load((tiny / "model.yaml").read_text())
+    d["encoder"]["file"] = str(tiny / "encoder.onnx")
+    d["backbone"]["file"] = "crowd.onnx"
+    d["classes"] = ["CAR", "PEDESTRIAN", "BICYCLE"]
+    # Maps of 32 x 32 cells of 1.5 m.
+    d["grid"].update(min=[-24.0, -24.0, -2.0], max=[24.0, 24.0, 2.0], pillar=[0.75, 0.75])
+    d["grid"].update(downsample=2, max_pillars=4096)
+    d["head"]["dim_scale"] = "linear" if linear else "log"
+    d["post"] = {
+        "peak_kernel": 3,
+        "score_thresholds": [0.2, 0.3, 0.4],
+        "yaw_norm_thresholds": [0.3, 0.0, 0.2],
+        "circle_nms": {"distance": 0.5, "unit": "metres"},
+        "iou_nms": {"threshold": 0.1, "search_distance": 2.5},
+    }
+    d = merged(d, CONVENTIONS[conventions])
+    model = tmp_path / "model.yaml"
+    model.write_text(yaml.safe_dump(d))
+    _, _, records = next(detect(program, model, (simulated, []), tmp_path, frames=1))
+    reference = Reference(model)
+    whole = reference.candidates({head: m[None].astype(np.float32) for head, m in maps.items()})
+    expected = reference.suppress(whole)
+    assert len(expected) >= 20
+    if "circle_nms" in d["post"] or "iou_nms" in d["post"]:
+        assert len(expected) < 0.95 * len(whole)
+    assert_boxes(expected, records, d["classes"])
 
 
 def test_other_features_and_decorations_equal_the_reference(program, bag, tmp_path):

@@ -9,7 +9,7 @@ use ndarray::{ArrayView, Dimension};
 use serde::Serialize;
 
 use crate::cloud::Points;
-use crate::cloud::frames::{Frames, InputOptions};
+use crate::cloud::frames::{Frames, InputOptions, Placement};
 use crate::detector::{Detector, ModelDescription, Provider, RuntimeOptions};
 use crate::geometry::Detection;
 
@@ -158,6 +158,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     for frame in args.frames.open(&model)? {
         let frame = frame?;
         let stamp = frame.stamp.0;
+        if frames == 0 && frame.placement == Placement::Assumed {
+            eprintln!(
+                "warning: {} has no tf, so its points are taken to be in the model's frame {} as \
+                 they are (origin on the ground below the vehicle); place the sensor with \
+                 --sensor-pose \"x y z roll pitch yaw\"",
+                args.frames.bag.display(),
+                model.frame
+            );
+        }
         let inference = detector
             .detect(&frame.points)
             .with_context(|| format!("at stamp {}", frame.stamp))?;

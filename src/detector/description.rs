@@ -425,11 +425,11 @@ pub enum Suppressors {
 /// Why a description was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    #[error("cannot {action} the model description {}: {source}", path.display())]
+    #[error("cannot {action} the model description {}: {reason}", path.display())]
     Io {
         action: &'static str,
         path: PathBuf,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     #[error("{} is not a model description: {message}", path.display())]
     Parse { path: PathBuf, message: String },
@@ -449,10 +449,10 @@ impl ModelDescription {
         } else {
             path.to_path_buf()
         };
-        let text = std::fs::read_to_string(&path).map_err(|source| ModelError::Io {
+        let text = std::fs::read_to_string(&path).map_err(|reason| ModelError::Io {
             action: "read",
             path: path.clone(),
-            source,
+            reason,
         })?;
         Self::parse(&text, &path)
     }
@@ -479,10 +479,10 @@ impl ModelDescription {
 
     /// Writes the description, in one step: a reader sees the old file or the new one.
     pub fn save(&self, path: &Path) -> Result<(), ModelError> {
-        let write_error = |source| ModelError::Io {
+        let write_error = |reason| ModelError::Io {
             action: "write",
             path: path.to_path_buf(),
-            source,
+            reason,
         };
         let text = serde_yaml::to_string(self).map_err(|e| ModelError::Parse {
             path: path.to_path_buf(),

@@ -45,11 +45,11 @@ pub enum DetectorError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("cannot read the ONNX file {} that `{key}` names: {source}", path.display())]
+    #[error("cannot read the ONNX file {} that `{key}` names: {reason}", path.display())]
     File {
         key: &'static str,
         path: PathBuf,
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     #[error("{}: no {kind} `{wanted}` (`{key}`); the graph has {}", path.display(), present.join(", "))]
     NoTensor {
@@ -317,10 +317,10 @@ impl Detector {
     /// once on a few pillars.
     pub fn load(model: &ModelDescription, options: &RuntimeOptions) -> Result<Self, DetectorError> {
         let read = |key: &'static str, path: &Path| {
-            std::fs::read(path).map_err(|source| DetectorError::File {
+            std::fs::read(path).map_err(|reason| DetectorError::File {
                 key,
                 path: path.to_path_buf(),
-                source,
+                reason,
             })
         };
         let encoder_bytes = read("encoder.file", &model.encoder_path())?;
