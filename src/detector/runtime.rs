@@ -414,6 +414,10 @@ fn builder(options: &RuntimeOptions, model: &str) -> Result<SessionBuilder, Runt
         .with_intra_threads(options.threads)
         .map_err(|e| session_error(model, e))?
         .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(|e| session_error(model, e))?
+        // Worker threads that spin on after a run take the cores from the next session and from
+        // everybody else on the vehicle: on two busy cores, a fifth of the processor time.
+        .with_config_entry("session.force_spinning_stop", "1")
         .map_err(|e| session_error(model, e))?;
     if let Some(provider) = options.provider.dispatch() {
         builder = builder
