@@ -374,6 +374,7 @@ pub struct Frames {
     path: PathBuf,
     topic: Topic,
     messages: Messages,
+    static_topics: BTreeSet<String>,
     has_tf: bool,
     assembler: FrameAssembler,
     waiting: VecDeque<(i64, PointCloud2)>,
@@ -410,19 +411,26 @@ impl Frames {
         if expects_tf {
             assembler.expect_tf();
         }
-        // Static transforms hold for the whole bag, wherever in it they were recorded. Damage
-        // comes up again, and is told, when the clouds are read.
+        // Static transforms hold from the beginning, wherever in the bag they were recorded; where
+        // one was recorded again with other values, the first holds until the second comes up
+        // in its turn. Damage comes up again, and is told, when the clouds are read.
+        let mut known = Vec::new();
         for message in reader.messages(&statics).flatten() {
             match TfMessage::decode(&message.data) {
-                Ok(tf) => assembler.push_tf(&tf, true),
+                Ok(tf) => known.push(tf),
                 Err(source) => return Err(undecodable(message, source)),
             }
         }
+        for tf in known.iter().rev() {
+            assembler.push_tf(tf, true);
+        }
         let mut wanted = vec![topic.name.as_str()];
+        wanted.extend(&statics);
         wanted.extend(&moving);
         Ok(Frames {
             path: reader.path().to_owned(),
             messages: reader.messages(&wanted),
+            static_topics: statics.iter().map(|name| (*name).to_owned()).collect(),
             has_tf: !moving.is_empty(),
             topic,
             assembler,
@@ -504,7 +512,10 @@ impl Frames {
             }
         } else {
             match TfMessage::decode(&message.data) {
-                Ok(tf) => self.assembler.push_tf(&tf, false),
+                Ok(tf) => {
+                    let is_static = self.static_topics.contains(&*message.topic);
+                    self.assembler.push_tf(&tf, is_static);
+                }
                 Err(source) => return Err(undecodable(message, source)),
             }
         }
@@ -745,6 +756,24 @@ mod tests {
         assert_eq!(first.stamp, Stamp(20 * TENTH));
         assert_eq!(frames.skipped(), 20);
         assert_eq!(frames.filter(|frame| frame.is_ok()).count(), 19);
+    }
+
+    #[test]
+    fn a_static_transform_holds_from_the_beginning_until_it_is_replaced() {
+        let write = |writer: &mut Writer| {
+            for i in 0..6 {
+                writer.write("/points", i * TENTH, &cloud(i)).unwrap();
+                if i == 1 || i == 3 {
+                    let moved = tf("base_link", "lidar", i, [0.0, 0.0, i as f64]);
+                    writer.write("/tf_static", i * TENTH, &moved).unwrap();
+                }
+            }
+        };
+        let (_folder, frames) = frames(write, &options(1));
+        let heights: Vec<f64> = frames
+            .map(|frame| frame.unwrap().model_from_cloud.translation.z)
+            .collect();
+        assert_eq!(heights, [1.0, 1.0, 1.0, 1.0, 3.0, 3.0]);
     }
 
     #[test]
