@@ -274,6 +274,25 @@ fn split_bags_without_metadata_are_read_by_number_and_counted_together() {
 }
 
 #[test]
+fn an_empty_part_of_a_split_bag_is_an_error_behind_the_other_parts() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], false);
+    fs::write(folder.path().join("b_1.db3"), "").unwrap();
+    let read = || -> Vec<_> {
+        let reader = Reader::open(folder.path()).unwrap();
+        reader.messages(&["/points"]).collect()
+    };
+    let without_metadata = read();
+    write_metadata(folder.path(), 5, &["b_0.db3", "b_1.db3"], "", 2);
+    for items in [without_metadata, read()] {
+        let good: Vec<bool> = items.iter().map(Result::is_ok).collect();
+        assert_eq!(good, [true, true, false]);
+        let text = items[2].as_ref().unwrap_err().to_string();
+        assert!(text.contains("b_1.db3") && text.contains("empty"), "{text}");
+    }
+}
+
+#[test]
 fn files_packed_with_zstd_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let db = folder.path().join("plain.db3");
@@ -352,6 +371,8 @@ fn every_kind_of_mcap_is_read() {
         let reader = Reader::open(&path).unwrap();
         assert_eq!(reader.topics().len(), 1, "{name}");
         assert_eq!(reader.topics()[0].count, Some(200), "{name}");
+        let times = (Stamp(SECOND + 5), Stamp(200 * SECOND + 5));
+        assert_eq!(reader.times(), Some(times), "{name}");
     }
 }
 

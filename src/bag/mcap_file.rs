@@ -354,7 +354,10 @@ impl McapMessages {
         let id = u16::from_le_bytes([body[0], body[1]]);
         let mut time = [0; 8];
         time.copy_from_slice(&body[6..14]);
+        let log_time = i64::from_le_bytes(time);
         *self.seen.counts.entry(id).or_default() += 1;
+        let (first, last) = self.seen.times.unwrap_or((log_time, log_time));
+        self.seen.times = Some((first.min(log_time), last.max(log_time)));
         let channel = self
             .channels
             .get_mut(&id)
@@ -372,7 +375,7 @@ impl McapMessages {
         }
         Ok(Some(RawMessage {
             topic: channel.topic.clone(),
-            log_time: i64::from_le_bytes(time),
+            log_time,
             data: body[MESSAGE_HEADER..].to_vec(),
         }))
     }

@@ -246,11 +246,8 @@ impl Reader {
             return Self::from_files(folder, files, packed_messages);
         }
         // The index of a plain file is cheap to read, and refuses ROS 1 before anybody waits.
-        for file in &files {
-            if sniff(file)? != Storage::Zstd {
-                OpenFile::open(file)?;
-            }
-        }
+        let plain = |file: &&PathBuf| !file.extension().is_some_and(|ending| ending == "zstd");
+        open_all(files.iter().filter(plain), |_| Ok(()))?;
         let mut topics = BTreeMap::new();
         for topic in metadata.topics_with_message_count {
             let format = &topic.topic_metadata.serialization_format;
@@ -288,16 +285,16 @@ impl Reader {
     ) -> Result<Self, BagError> {
         let mut topics = BTreeMap::new();
         let mut times: Option<(Stamp, Stamp)> = None;
-        for file in &files {
-            let mut open = OpenFile::open(file)?;
-            for topic in open.topics()? {
+        open_all(&files, |mut file| {
+            for topic in file.topics()? {
                 merge(&mut topics, topic);
             }
-            if let Some((start, end)) = open.times() {
+            if let Some((start, end)) = file.times() {
                 let (start, end) = (Stamp(start), Stamp(end));
                 times = Some(times.map_or((start, end), |t| (t.0.min(start), t.1.max(end))));
             }
-        }
+            Ok(())
+        })?;
         Ok(Reader {
             path: path.to_owned(),
             files,
@@ -354,6 +351,29 @@ impl Reader {
             selection,
             packed_messages: self.packed_messages,
         }
+    }
+}
+
+/// Looks into the files of a bag. One that cannot be opened does not spoil the others: it comes
+/// up again as an error item among the messages. None that can be, or one of ROS 1, is an error.
+fn open_all<'a>(
+    files: impl IntoIterator<Item = &'a PathBuf>,
+    mut look: impl FnMut(OpenFile) -> Result<(), BagError>,
+) -> Result<(), BagError> {
+    let (mut good, mut first_error) = (0, None);
+    for file in files {
+        match OpenFile::open(file).and_then(&mut look) {
+            Ok(()) => good += 1,
+            Err(error @ BagError::Ros1 { .. }) => return Err(error),
+            Err(error) => {
+                tracing::warn!("{error}");
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    match first_error {
+        Some(error) if good == 0 => Err(error),
+        _ => Ok(()),
     }
 }
 

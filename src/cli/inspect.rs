@@ -36,7 +36,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let summary = inspect_bag(path, args.check)?;
     print(&args, &summary, BagSummary::text)?;
     let damaged = summary.check.as_ref().map_or(0, |check| check.errors.len());
-    anyhow::ensure!(damaged == 0, "{}: {damaged} errors", path.display());
+    anyhow::ensure!(
+        damaged == 0,
+        "{}: {damaged} error(s), listed above",
+        path.display()
+    );
     Ok(())
 }
 
