@@ -246,7 +246,7 @@ impl Reader {
             return Self::from_files(folder, files, packed_messages);
         }
         // The index of a plain file is cheap to read, and refuses ROS 1 before anybody waits.
-        let plain = |file: &&PathBuf| !file.extension().is_some_and(|ending| ending == "zstd");
+        let plain = |file: &&PathBuf| file.extension().is_none_or(|ending| ending != "zstd");
         open_all(files.iter().filter(plain), |_| Ok(()))?;
         let mut topics = BTreeMap::new();
         for topic in metadata.topics_with_message_count {
