@@ -33,7 +33,7 @@ def binary() -> Path:
 def recording(seed: int, frames: int = 12) -> tuple[dict, dict]:
     """Labels and detections: noisy copies of the truths, doubles, misses and false ones."""
     rng = np.random.default_rng(seed)
-    labels, found = {}, []
+    labels, found = {}, {}
     for frame in range(frames):
         stamp = 1_700_000_000_000_000_000 + frame * 100_000_000
         truths, detections = [], []
@@ -57,7 +57,7 @@ def recording(seed: int, frames: int = 12) -> tuple[dict, dict]:
                     "center": (truth["center"] + rng.normal(0, 0.7, 3)).tolist(),
                     "size_lwh": (truth["size_lwh"] * rng.uniform(0.8, 1.2, 3)).tolist(),
                     "yaw": truth["yaw"] + rng.normal(0, 0.5),
-                    "class": cls if rng.random() < 0.9 else int(rng.integers(3)),
+                    "label": CLASSES[cls if rng.random() < 0.9 else int(rng.integers(3))],
                     "score": score(rng),
                 }
                 if rng.random() < 0.9:
@@ -69,13 +69,13 @@ def recording(seed: int, frames: int = 12) -> tuple[dict, dict]:
                     "center": rng.uniform(-60, 60, 3).tolist(),
                     "size_lwh": rng.uniform(0.5, 5, 3).tolist(),
                     "yaw": rng.uniform(-np.pi, np.pi),
-                    "class": int(rng.integers(3)),
+                    "label": CLASSES[int(rng.integers(3))],
                     "score": score(rng),
                 }
             )
         labels[str(stamp)] = truths
-        found.append({"stamp": stamp, "frame_id": "base_link", "detections": detections})
-    return labels, {"format": 1, "model": f"seed {seed}", "classes": CLASSES, "frames": found}
+        found[str(stamp)] = detections
+    return labels, found
 
 
 def score(rng: np.random.Generator) -> float:
@@ -86,6 +86,7 @@ def score(rng: np.random.Generator) -> float:
 def run(folder: Path, labels: dict, *boxes: dict, options: list[str] = ()) -> dict:
     (folder / "labels.json").write_text(json.dumps(labels))
     command = [binary(), "evaluate", "--json", "--truth", folder, "--class-map", "VAN=ignore"]
+    command += ["--classes", ",".join(CLASSES)]
     for index, content in enumerate(boxes, start=1):
         path = folder / f"boxes{index}.json"
         path.write_text(json.dumps(content))
@@ -109,7 +110,7 @@ def distance_from_origin(box: dict) -> float:
 
 class Reference:
     def __init__(self, labels: dict, boxes: dict, min_points: int, max_range: float):
-        self.frames = [(labels[str(f["stamp"])], f["detections"]) for f in boxes["frames"]]
+        self.frames = [(labels[stamp], detections) for stamp, detections in boxes.items()]
         self.min_points, self.max_range = min_points, max_range
 
     def counts(self, truth: dict) -> bool:
@@ -118,12 +119,11 @@ class Reference:
 
     def matched(self, name: str, distance: float) -> list[dict]:
         """Outcomes over the whole recording in one sorted pass, as the nuScenes devkit goes."""
-        cls = CLASSES.index(name)
         everything = [
             (index, detection)
             for index, (_, detections) in enumerate(self.frames)
             for detection in detections
-            if detection["class"] == cls
+            if detection["label"] == name
         ]
         scores = np.array([d["score"] for _, d in everything])
         taken, outcomes = set(), []
@@ -260,15 +260,15 @@ def test_every_score_equals_the_numpy_reference(tmp_path, seed, min_points, max_
 def test_two_models_get_a_difference_and_an_agreement(tmp_path):
     labels, first = recording(7)
     _, second = recording(7)
-    for frame in second["frames"]:
-        del frame["detections"][::3]
+    for detections in second.values():
+        del detections[::3]
     result = run(tmp_path, labels, first, second, options=["--resamples", "100"])
     means = [m["evaluation"]["mean_ap"] for m in result["models"]]
     mean = next(d for d in result["difference"] if d["class"] == "mean")
     assert mean["difference"] == pytest.approx(means[1] - means[0], abs=1e-12)
     assert mean["lower"] <= mean["difference"] <= mean["upper"]
     agreement = result["agreement"]["total"]
-    total = [sum(len(f["detections"]) for f in boxes["frames"]) for boxes in (first, second)]
+    total = [sum(map(len, boxes.values())) for boxes in (first, second)]
     assert (agreement["matched"], agreement["missed"], agreement["extra"]) == (
         total[1],
         total[0] - total[1],
@@ -290,8 +290,9 @@ def test_the_same_model_twice_differs_by_nothing(tmp_path):
     [
         (lambda labels, boxes: labels.clear(), "none of the 12 frames"),
         (lambda labels, boxes: labels.update(soon=[]), "key soon"),
-        (lambda labels, boxes: boxes.pop("classes"), "classes"),
-        (lambda labels, boxes: boxes["frames"][2]["detections"][0].update({"class": 9}), "class 9 of 3"),
+        (lambda labels, boxes: boxes.update(then=[]), "key then"),
+        (lambda labels, boxes: next(iter(boxes.values()))[0].pop("score"), "score"),
+        (lambda labels, boxes: next(iter(boxes.values()))[0].update(label="TRAM"), "TRAM"),
     ],
 )
 def test_a_fault_in_a_file_is_named(tmp_path, change, message):

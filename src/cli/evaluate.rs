@@ -1,13 +1,18 @@
 //! `centerpoint_ptq evaluate`: score a model against ground truth, or two models against each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use indicatif::ProgressBar;
 use serde::Serialize;
 
-use crate::eval::boxes::{BoxesFile, BoxesFrame};
+use super::detect::{RuntimeArgs, SensorPose, parse_pose};
+use crate::cloud::Points;
+use crate::cloud::frames::{Frames, InputOptions};
+use crate::detector::{Detector, ModelDescription, decode};
+use crate::eval::boxes::BoxesFile;
 use crate::eval::truth::{ClassMap, Labels};
 use crate::eval::{
     Agreement, AgreementCell, AgreementOptions, Bands, Difference, DifferenceOptions, EvalOptions,
@@ -16,24 +21,68 @@ use crate::eval::{
 use crate::geometry::{Detection, pose_from_xyz_rpy};
 
 /// Frames of labels and detections belong together if their stamps are no farther apart.
-const STAMP_TOLERANCE_NS: u64 = 1_000_000;
+pub(super) const STAMP_TOLERANCE_NS: u64 = 1_000_000;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Detections to score: a file that `detect` or `evaluate --save` wrote
-    #[arg(long, value_name = "JSON")]
+    /// Model description (model.yaml) or the folder that holds it; needs --bag
+    #[arg(
+        long,
+        value_name = "YAML",
+        requires = "bag",
+        conflicts_with = "detections"
+    )]
+    model: Option<PathBuf>,
+    /// A second model, to compare with the first; it sees the same frames
+    #[arg(long, value_name = "YAML", requires = "model")]
+    model2: Option<PathBuf>,
+    /// Detections to score instead of a model's: a file of `detect`. Its score threshold cuts the
+    /// tail of the precision-recall curve, which --model does not
+    #[arg(long, value_name = "JSON", required_unless_present = "model")]
     detections: Option<PathBuf>,
     /// Detections of a second model, to compare with the first
     #[arg(long, value_name = "JSON", requires = "detections")]
     detections2: Option<PathBuf>,
+    /// Classes of the detections, where some of them were never found
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        requires = "detections"
+    )]
+    classes: Vec<String>,
+    /// Score from which a model's detections enter the precision-recall curve, whatever its
+    /// description says; the agreement of two models keeps to their descriptions
+    #[arg(long, value_name = "SCORE", default_value_t = 0.05)]
+    score_threshold: f32,
+
+    /// rosbag2 folder, .mcap or .db3 file. With --detections it only serves to count the LiDAR
+    /// points on objects where the labels do not say
+    #[arg(long, value_name = "PATH")]
+    bag: Option<PathBuf>,
+    /// Topic of the clouds; may be left out where the bag has only one
+    #[arg(long)]
+    topic: Option<String>,
+    /// Pose of the sensor in the model's frame, instead of /tf: "x y z roll pitch yaw" in metres
+    /// and radians
+    #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
+    sensor_pose: Option<SensorPose>,
+    /// Frame of the detections, with --detections and --bag
+    #[arg(long, value_name = "FRAME", default_value = "base_link")]
+    model_frame: String,
+    /// Look at the first frames only
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
 
     /// Ground truth in the model's frame: labels.json, a folder with one, a nuScenes key frame, or
     /// a KITTI object folder. Without it, two models are only compared with each other
     #[arg(long, value_name = "PATH")]
     truth: Option<PathBuf>,
-    /// Where the labels' frame sits in the model's: x,y,z,roll,pitch,yaw (metres, radians)
+    /// Where the labels' frame sits in the model's: "x y z roll pitch yaw" in metres and radians
     #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
-    truth_pose: Option<[f64; 6]>,
+    truth_pose: Option<SensorPose>,
     /// What labels mean to the model: VEHICLE=CAR,LARGE_VEHICLE=ignore. Labels named like a class
     /// need no rule; detections on others are false
     #[arg(long, value_name = "RULES", default_value = "")]
@@ -51,10 +100,6 @@ pub struct Args {
     /// Inner edges of the distance bands, metres
     #[arg(long, value_name = "M,M", value_delimiter = ',', default_values_t = [30.0, 50.0])]
     bands: Vec<f32>,
-
-    /// Look at the first frames only
-    #[arg(long, value_name = "N")]
-    limit: Option<usize>,
     /// Resamples of the bootstrap for the difference of two models
     #[arg(long, value_name = "N", default_value_t = 1000)]
     resamples: usize,
@@ -76,7 +121,6 @@ pub struct Args {
 /// Detections of one model on a recording.
 struct Run {
     model: String,
-    classes: Vec<String>,
     /// By stamp: everything that average precision sees, and what the model reports as deployed.
     frames: BTreeMap<i64, Found>,
 }
@@ -111,33 +155,23 @@ struct ModelOutput {
     evaluation: Option<Evaluation>,
 }
 
-fn parse_numbers(text: &str, count: usize) -> Result<Vec<f64>, String> {
-    let numbers: Vec<f64> = text
-        .split([',', ' '])
-        .filter(|t| !t.is_empty())
-        .map(|t| t.parse().map_err(|e| format!("`{t}`: {e}")))
-        .collect::<Result<_, _>>()?;
-    if numbers.len() != count || !numbers.iter().all(|n| n.is_finite()) {
-        return Err(format!("expected {count} finite numbers"));
-    }
-    Ok(numbers)
-}
-
-fn parse_pose(text: &str) -> Result<[f64; 6], String> {
-    let numbers = parse_numbers(text, 6)?;
-    numbers
-        .try_into()
-        .map_err(|_| "expected 6 numbers".to_string())
-}
-
 fn parse_sector(text: &str) -> Result<(f32, f32), String> {
-    let numbers = parse_numbers(text, 2)?;
-    Ok((numbers[0] as f32, numbers[1] as f32))
+    let number = |part: &str| match part.trim().parse::<f32>() {
+        Ok(degrees) if degrees.is_finite() => Ok(degrees),
+        _ => Err(format!("`{part}` is not a number")),
+    };
+    let (from, to) = text
+        .split_once(',')
+        .ok_or("two angles are needed, separated by a comma")?;
+    Ok((number(from)?, number(to)?))
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let runs = load_runs(&args)?;
-    let output = compare(&args, &runs)?;
+    let (classes, runs, labels) = match &args.model {
+        Some(first) => run_models(&args, first)?,
+        None => read_detections(&args)?,
+    };
+    let output = compare(&args, &classes, &runs, labels.as_ref())?;
     let json = serde_json::to_string_pretty(&output)?;
     if let Some(path) = &args.out {
         std::fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
@@ -150,37 +184,154 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn load_runs(args: &Args) -> anyhow::Result<Vec<Run>> {
-    let files = args.detections.iter().chain(&args.detections2);
-    let runs: Vec<Run> = files
-        .map(|path| anyhow::Ok(run_of_file(BoxesFile::load(path)?, args.limit)))
+type Runs = (Vec<String>, Vec<Run>, Option<Labels>);
+
+/// Runs one or two models over the bag.
+fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
+    let paths = [Some(first), args.model2.as_deref()];
+    let models: Vec<ModelDescription> = paths
+        .into_iter()
+        .flatten()
+        .map(ModelDescription::load)
         .collect::<Result<_, _>>()?;
-    ensure!(!runs.is_empty(), "nothing to score: give --detections");
-    Ok(runs)
+    let classes = models[0].classes.clone();
+    for model in &models {
+        ensure!(
+            model.classes == classes,
+            "the models have different classes: {} and {}",
+            classes.join(", "),
+            model.classes.join(", ")
+        );
+        ensure!(
+            model.frame == models[0].frame && model.points.sweeps == models[0].points.sweeps,
+            "the models want different input: {} sweeps in {} and {} sweeps in {}",
+            models[0].points.sweeps,
+            models[0].frame,
+            model.points.sweeps,
+            model.frame
+        );
+    }
+    let mut labels = load_labels(args, &classes)?;
+    let mut detectors = Vec::new();
+    let mut runs = Vec::new();
+    for model in &models {
+        detectors.push(Detector::load(model, &args.runtime.options())?);
+        runs.push(Run {
+            model: format!("{} ({})", model.name, model.precision),
+            frames: BTreeMap::new(),
+        });
+    }
+    let sweeps = models[0].points.sweeps;
+    each_frame(args, &models[0].frame, sweeps, |stamp, points| {
+        for ((model, detector), run) in models.iter().zip(&mut detectors).zip(&mut runs) {
+            let found = detect_both_ways(detector, model, args.score_threshold, points)
+                .with_context(|| format!("{} at {stamp} ns", model.name))?;
+            run.frames.insert(stamp, found);
+        }
+        if let Some(labels) = &mut labels {
+            labels.count_points(stamp, STAMP_TOLERANCE_NS, points);
+        }
+        Ok(())
+    })?;
+    Ok((classes, runs, labels))
 }
 
-fn run_of_file(file: BoxesFile, limit: Option<usize>) -> Run {
-    let frames = file
-        .frames
-        .into_iter()
-        .take(limit.unwrap_or(usize::MAX))
-        .map(
-            |BoxesFrame {
-                 stamp, detections, ..
-             }| {
+/// One inference, decoded twice: with a low threshold for average precision, and as deployed.
+fn detect_both_ways(
+    detector: &mut Detector,
+    model: &ModelDescription,
+    threshold: f32,
+    points: &Points,
+) -> anyhow::Result<Found> {
+    let spatial = detector.spatial_features(points)?;
+    let maps = detector.heads(&spatial)?;
+    let mut open = model.clone();
+    for of_class in &mut open.post.score_thresholds {
+        *of_class = of_class.min(threshold);
+    }
+    Ok(Found {
+        scored: decode::decode(&maps.view(), &open),
+        deployed: detector.decode(&maps),
+    })
+}
+
+/// Feeds the frames of the bag, in the named frame, to `take` with their stamps.
+fn each_frame(
+    args: &Args,
+    model_frame: &str,
+    sweeps: usize,
+    mut take: impl FnMut(i64, &Points) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let bag = args.bag.as_deref().context("give --bag")?;
+    let options = InputOptions {
+        topic: args.topic.clone(),
+        model_frame: Some(model_frame.into()),
+        sensor_pose: args.sensor_pose.map(|pose| pose.0),
+        sweeps,
+        ..InputOptions::default()
+    };
+    let in_bag = || format!("in {}", bag.display());
+    let frames = Frames::open(bag, &options).with_context(in_bag)?;
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let total = frames.len_hint().map_or(0, |n| n.min(limit));
+    let progress = ProgressBar::new(total as u64);
+    let mut count = 0;
+    for frame in frames.take(limit) {
+        let frame = frame.with_context(in_bag)?;
+        take(frame.stamp.0, &frame.points)?;
+        progress.inc(1);
+        count += 1;
+    }
+    progress.finish_and_clear();
+    ensure!(count > 0, "no cloud {} could be used", in_bag());
+    Ok(())
+}
+
+/// Reads one or two files of detections.
+fn read_detections(args: &Args) -> anyhow::Result<Runs> {
+    let paths: Vec<&PathBuf> = args.detections.iter().chain(&args.detections2).collect();
+    let mut files = paths
+        .iter()
+        .map(|path| BoxesFile::load(path))
+        .collect::<Result<Vec<_>, _>>()?;
+    let classes: Vec<String> = if args.classes.is_empty() {
+        let names: BTreeSet<&str> = files.iter().flat_map(BoxesFile::labels).collect();
+        names.into_iter().map(String::from).collect()
+    } else {
+        args.classes.clone()
+    };
+    let mut labels = load_labels(args, &classes)?;
+    let mut runs = Vec::new();
+    for (file, path) in files.iter_mut().zip(paths) {
+        if let Some(limit) = args.limit
+            && let Some(end) = file.frames.keys().nth(limit).copied()
+        {
+            file.frames.split_off(&end);
+        }
+        let frames = file
+            .with_classes(&classes)
+            .with_context(|| format!("in {}", path.display()))?
+            .into_iter()
+            .map(|(stamp, detections)| {
                 let found = Found {
                     deployed: detections.clone(),
                     scored: detections,
                 };
                 (stamp, found)
-            },
-        )
-        .collect();
-    Run {
-        model: file.model,
-        classes: file.classes,
-        frames,
+            })
+            .collect();
+        runs.push(Run {
+            model: path.display().to_string(),
+            frames,
+        });
     }
+    if let (Some(labels), Some(_)) = (&mut labels, &args.bag) {
+        each_frame(args, &args.model_frame, 1, |stamp, points| {
+            labels.count_points(stamp, STAMP_TOLERANCE_NS, points);
+            Ok(())
+        })?;
+    }
+    Ok((classes, runs, labels))
 }
 
 fn load_labels(args: &Args, classes: &[String]) -> anyhow::Result<Option<Labels>> {
@@ -189,23 +340,18 @@ fn load_labels(args: &Args, classes: &[String]) -> anyhow::Result<Option<Labels>
     };
     let map = ClassMap::new(classes, &args.class_map)?;
     let mut labels = Labels::load(path, &map)?;
-    if let Some([x, y, z, roll, pitch, yaw]) = args.truth_pose {
+    if let Some(SensorPose([x, y, z, roll, pitch, yaw])) = args.truth_pose {
         labels.transform(&pose_from_xyz_rpy([x, y, z], [roll, pitch, yaw]));
     }
     Ok(Some(labels))
 }
 
-fn compare(args: &Args, runs: &[Run]) -> anyhow::Result<Output> {
-    let classes = &runs[0].classes;
-    for run in runs {
-        ensure!(
-            run.classes == *classes,
-            "the models have different classes: {} and {}",
-            classes.join(", "),
-            run.classes.join(", ")
-        );
-    }
-    let labels = load_labels(args, classes)?;
+fn compare(
+    args: &Args,
+    classes: &[String],
+    runs: &[Run],
+    labels: Option<&Labels>,
+) -> anyhow::Result<Output> {
     if labels.is_none() && runs.len() == 1 {
         bail!("nothing to compare with: give --truth or a second model");
     }
@@ -235,7 +381,7 @@ fn compare(args: &Args, runs: &[Run]) -> anyhow::Result<Output> {
     );
     let mut results: Vec<Vec<FrameResult>> = runs.iter().map(|_| Vec::new()).collect();
     let mut unlabelled = 0;
-    if let Some(labels) = &labels {
+    if let Some(labels) = labels {
         for stamp in &shared {
             let Some((_, truths)) = labels.nearest(*stamp, STAMP_TOLERANCE_NS) else {
                 unlabelled += 1;
@@ -262,7 +408,7 @@ fn compare(args: &Args, runs: &[Run]) -> anyhow::Result<Output> {
     } else {
         shared.len()
     };
-    let difference = match (&labels, &results[..]) {
+    let difference = match (labels, &results[..]) {
         (Some(_), [a, b]) => bootstrap_difference(
             a,
             b,
@@ -296,7 +442,7 @@ fn compare(args: &Args, runs: &[Run]) -> anyhow::Result<Output> {
     Ok(Output {
         frames,
         unlabelled_frames: unlabelled,
-        unmapped_labels: labels.as_ref().map_or_else(BTreeMap::new, |l| {
+        unmapped_labels: labels.map_or_else(BTreeMap::new, |l| {
             l.unmapped()
                 .into_iter()
                 .map(|(label, count)| (label.to_string(), count))

@@ -1,147 +1,160 @@
-//! The JSON file of detections that `detect` writes and `evaluate` and `render` read.
+//! The JSON file of detections that `detect` writes and `evaluate` and `render` read: that of the
+//! labels (see [`truth`](super::truth)) with a score to each box.
 //!
 //! ```json
-//! {"format": 1, "model": "demo", "classes": ["CAR"], "frames": [
-//!   {"stamp": 315978406019574000, "frame_id": "base_link", "detections": [
-//!     {"center": [10.0, 2.0, 0.8], "size_lwh": [4.4, 1.9, 1.6], "yaw": 0.1,
-//!      "class": 0, "score": 0.9, "velocity": [3.0, 0.0]}]}]}
+//! {"315978406019574000": [{"label": "CAR", "score": 0.9, "center": [10.0, 2.0, 0.8],
+//!   "size_lwh": [4.4, 1.9, 1.6], "yaw": 0.1, "velocity": [3.0, 0.0]}]}
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use nalgebra::Vector2;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use crate::geometry::Detection;
+use crate::geometry::{Box3d, Detection};
 
-/// Detections of a recording.
+/// A detection with its class by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NamedDetection {
+    pub label: String,
+    /// Confidence, 0 to 1.
+    pub score: f32,
+    #[serde(flatten)]
+    pub bbox: Box3d,
+    /// Velocity over ground in the frame of the box, m/s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub velocity: Option<Vector2<f32>>,
+}
+
+/// The detections of a recording, by stamp in nanoseconds.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct BoxesFile {
-    /// Version of this layout, 1.
-    #[serde(default = "first_format")]
-    pub format: u32,
-    /// Name of the model.
-    #[serde(default)]
-    pub model: String,
-    /// Names that [`Detection::class`] indexes.
-    pub classes: Vec<String>,
-    pub frames: Vec<BoxesFrame>,
-}
-
-/// Detections of one frame.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct BoxesFrame {
-    /// Nanoseconds since the epoch; a string of digits is read, too.
-    #[serde(deserialize_with = "stamp")]
-    pub stamp: i64,
-    /// Coordinate frame of the boxes.
-    #[serde(default)]
-    pub frame_id: String,
-    pub detections: Vec<Detection>,
-}
-
-fn first_format() -> u32 {
-    1
-}
-
-fn stamp<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Either {
-        Number(i64),
-        Text(String),
-    }
-    match Either::deserialize(deserializer)? {
-        Either::Number(ns) => Ok(ns),
-        Either::Text(text) => text
-            .parse()
-            .map_err(|_| D::Error::custom(format!("stamp `{text}` is not in nanoseconds"))),
-    }
+    pub frames: BTreeMap<i64, Vec<NamedDetection>>,
 }
 
 /// What is wrong with a file of detections.
 #[derive(Debug, thiserror::Error)]
 pub enum BoxesError {
-    #[error("cannot read or write {path}: {source}")]
+    #[error("cannot read {path}: {source}")]
     Io {
         path: PathBuf,
         source: std::io::Error,
     },
-    #[error("{path} is not a file of detections: {source}")]
+    #[error("{path} is not a file of detections by stamp: {source}")]
     Json {
         path: PathBuf,
         source: serde_json::Error,
     },
-    #[error("{path} has format {format}; this version reads format 1")]
-    Format { path: PathBuf, format: u32 },
-    #[error("{path}, frame {stamp}, detection {index}: {what}")]
-    Detection {
+    #[error("{path}, key {key}: {what}")]
+    Key {
         path: PathBuf,
-        stamp: i64,
-        index: usize,
+        key: String,
         what: String,
+    },
+    #[error("a detection at {stamp} ns is `{label}`, which is none of the classes {classes}")]
+    UnknownClass {
+        stamp: i64,
+        label: String,
+        classes: String,
     },
 }
 
 impl BoxesFile {
-    /// Reads and checks a file: finite boxes with sizes that are not negative, known classes.
+    /// Reads and checks a file: stamps in nanoseconds, finite numbers, no negative size.
     pub fn load(path: &Path) -> Result<Self, BoxesError> {
         let text = std::fs::read_to_string(path).map_err(|source| BoxesError::Io {
             path: path.into(),
             source,
         })?;
-        let file: Self = serde_json::from_str(&text).map_err(|source| BoxesError::Json {
-            path: path.into(),
-            source,
-        })?;
-        if file.format != 1 {
-            return Err(BoxesError::Format {
+        let top: BTreeMap<String, Vec<Value>> =
+            serde_json::from_str(&text).map_err(|source| BoxesError::Json {
                 path: path.into(),
-                format: file.format,
-            });
-        }
-        for frame in &file.frames {
-            for (index, d) in frame.detections.iter().enumerate() {
-                let numbers = d.bbox.center.iter().chain(d.bbox.size.iter());
-                let finite = numbers
-                    .chain([&d.bbox.yaw, &d.score])
-                    .all(|v| v.is_finite());
-                let what = if !finite {
-                    "a number that is not finite".to_string()
-                } else if d.bbox.size.min() < 0.0 {
-                    "a negative size".to_string()
-                } else if d.class >= file.classes.len() {
-                    format!("class {} of {}", d.class, file.classes.len())
-                } else {
-                    continue;
-                };
-                return Err(BoxesError::Detection {
-                    path: path.into(),
-                    stamp: frame.stamp,
-                    index,
-                    what,
-                });
+                source,
+            })?;
+        let mut frames = BTreeMap::new();
+        for (stamp, values) in top {
+            let error = |key: String, what: String| BoxesError::Key {
+                path: path.into(),
+                key,
+                what,
+            };
+            let ns: i64 = stamp.parse().map_err(|_| {
+                error(
+                    stamp.clone(),
+                    "a frame's key is its stamp in nanoseconds".into(),
+                )
+            })?;
+            let mut detections = Vec::with_capacity(values.len());
+            for (i, value) in values.into_iter().enumerate() {
+                let key = || format!("{stamp}[{i}]");
+                let detection: NamedDetection =
+                    serde_json::from_value(value).map_err(|e| error(key(), e.to_string()))?;
+                check(&detection).map_err(|what| error(key(), what.into()))?;
+                detections.push(detection);
             }
+            frames.insert(ns, detections);
         }
-        Ok(file)
+        Ok(Self { frames })
     }
 
-    /// Writes the file.
-    pub fn save(&self, path: &Path) -> Result<(), BoxesError> {
-        let io = |source| BoxesError::Io {
-            path: path.into(),
-            source,
-        };
-        let json = serde_json::to_string(self).map_err(|source| BoxesError::Json {
-            path: path.into(),
-            source,
-        })?;
-        std::fs::write(path, json).map_err(io)
+    /// The names that occur.
+    pub fn labels(&self) -> BTreeSet<&str> {
+        let all = self.frames.values().flatten();
+        all.map(|d| d.label.as_str()).collect()
     }
+
+    /// Detections with their classes as indices into a list of names.
+    pub fn with_classes(
+        &self,
+        classes: &[String],
+    ) -> Result<BTreeMap<i64, Vec<Detection>>, BoxesError> {
+        let index = |stamp: i64, d: &NamedDetection| {
+            let class = classes.iter().position(|c| *c == d.label);
+            let class = class.ok_or_else(|| BoxesError::UnknownClass {
+                stamp,
+                label: d.label.clone(),
+                classes: classes.join(", "),
+            })?;
+            Ok(Detection {
+                bbox: d.bbox,
+                class,
+                score: d.score,
+                velocity: d.velocity,
+            })
+        };
+        self.frames
+            .iter()
+            .map(|(stamp, found)| {
+                let found: Result<_, _> = found.iter().map(|d| index(*stamp, d)).collect();
+                Ok((*stamp, found?))
+            })
+            .collect()
+    }
+}
+
+fn check(detection: &NamedDetection) -> Result<(), &'static str> {
+    let Box3d { center, size, yaw } = &detection.bbox;
+    let numbers = center.iter().chain(size.iter());
+    let velocity = detection.velocity.iter().flat_map(|v| v.iter());
+    if !numbers
+        .chain(velocity)
+        .chain([yaw, &detection.score])
+        .all(|v| v.is_finite())
+    {
+        return Err("a number is not finite");
+    }
+    if size.min() < 0.0 {
+        return Err("a size is negative");
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn load(json: &str) -> Result<BoxesFile, BoxesError> {
         let folder = tempfile::tempdir().unwrap();
@@ -150,33 +163,43 @@ mod tests {
         BoxesFile::load(&path)
     }
 
-    const ONE: &str = r#"{"classes": ["CAR"], "frames": [{"stamp": "315978406019574001",
-        "detections": [{"center": [1, 2, 3], "size_lwh": [4, 2, 1], "yaw": 0.5, "class": 0,
-                        "score": 0.75}]}]}"#;
+    const ONE: &str = r#"{"315978406019574001": [{"label": "CAR", "center": [1, 2, 3],
+        "size_lwh": [4, 2, 1], "yaw": 0.5, "score": 0.75}], "5": []}"#;
 
     #[test]
-    fn a_file_survives_writing_and_reading_to_the_nanosecond() {
+    fn a_file_gives_its_frames_by_stamp_to_the_nanosecond() {
         let file = load(ONE).unwrap();
-        assert_eq!(file.frames[0].stamp, 315_978_406_019_574_001);
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("again.json");
-        file.save(&path).unwrap();
-        assert_eq!(BoxesFile::load(&path).unwrap(), file);
+        assert_eq!(file.labels(), ["CAR"].into());
+        let classes = ["BUS", "CAR"].map(String::from);
+        let frames = file.with_classes(&classes).unwrap();
+        assert_eq!(frames[&5], []);
+        let found = &frames[&315_978_406_019_574_001][0];
+        assert_eq!((found.class, found.score, found.velocity), (1, 0.75, None));
+        assert_eq!(found.bbox.size.x, 4.0);
     }
 
     #[test]
     fn a_file_with_a_fault_is_refused_by_place() {
         for (from, to, part) in [
-            (r#""class": 0"#, r#""class": 1"#, "class 1 of 1"),
             ("[4, 2, 1]", "[4, -2, 1]", "negative"),
             ("0.75", "1e99", "finite"),
             (r#""yaw": 0.5, "#, "", "yaw"),
+            (r#", "score": 0.75"#, "", "score"),
             ("315978406019574001", "now", "nanoseconds"),
-            (r#"{"classes""#, r#"{"format": 2, "classes""#, "format 2"),
+            (r#""5": []"#, r#""5": 7"#, "boxes.json"),
         ] {
             let message = load(&ONE.replace(from, to)).unwrap_err().to_string();
             assert!(message.contains(part), "no `{part}` in `{message}`");
             assert!(message.contains("boxes.json"), "{message}");
+        }
+        let error = load(ONE).unwrap().with_classes(&["BUS".to_string()]);
+        assert!(error.unwrap_err().to_string().contains("`CAR`"));
+    }
+
+    proptest! {
+        #[test]
+        fn reading_any_text_gives_boxes_or_an_error(text in "\\PC{0,200}") {
+            let _ = load(&text);
         }
     }
 }

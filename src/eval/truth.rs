@@ -365,6 +365,15 @@ impl Labels {
             .map(|(stamp, truths)| (*stamp, truths.as_slice()))
     }
 
+    /// Fills in the missing counts of LiDAR points of the frame nearest in time, if within the
+    /// tolerance, see [`count_points`].
+    pub fn count_points(&mut self, stamp_ns: i64, tolerance_ns: u64, points: &Points) {
+        let found = self.nearest(stamp_ns, tolerance_ns).map(|(stamp, _)| stamp);
+        if let Some(truths) = found.and_then(|stamp| self.frames.get_mut(&stamp)) {
+            count_points(truths, points);
+        }
+    }
+
     /// Stamps and boxes in order of time.
     pub fn frames(&self) -> impl Iterator<Item = (i64, &[Truth])> {
         self.frames.iter().map(|(s, t)| (*s, t.as_slice()))
