@@ -1,6 +1,13 @@
-//! Scores on frames whose outcome is known: by hand, by symmetry, or because nothing differs.
+//! Scores on frames whose outcome is known: by hand, by symmetry, or because nothing differs; and
+//! `evaluate` and `render` on a small bag.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 use approx::assert_relative_eq;
+use centerpoint_ptq::bag::msg::Header;
+use centerpoint_ptq::bag::{Stamp, Writer};
+use centerpoint_ptq::cloud::{Point, Points, encode};
 use centerpoint_ptq::eval::truth::Truth;
 use centerpoint_ptq::eval::{
     Agreement, AgreementOptions, DifferenceOptions, EvalOptions, Evaluation, FrameResult,
@@ -603,5 +610,256 @@ proptest! {
             let hits: Vec<usize> = class.all.at.iter().map(|a| a.hits).collect();
             prop_assert!(hits.is_sorted(), "{:?}", hits);
         }
+    }
+}
+
+// --- the command line ------------------------------------------------------------------------
+
+/// A bag of three sweeps with one point each, on which the model of `tests/fixtures/tiny` finds a
+/// car at (1, -3), and labels that say so, in a folder.
+fn tiny_drive() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bag = Writer::create(&folder.path().join("bag")).unwrap();
+    let points = Points(vec![Point {
+        x: 1.7,
+        y: -2.4,
+        z: 0.5,
+        ..Point::default()
+    }]);
+    let mut labels = serde_json::Map::new();
+    for i in 0..3 {
+        let stamp = 1_000_000_000 + i * 100_000_000;
+        let header = Header {
+            stamp: Stamp(stamp),
+            frame_id: "base_link".into(),
+        };
+        bag.write("/points", stamp, &encode(&points, header, false))
+            .unwrap();
+        let car = serde_json::json!({
+            "label": "VEHICLE", "center": [1.0, -3.0, 0.5], "size_lwh": [4.0, 2.0, 1.5],
+            "yaw": -std::f32::consts::FRAC_PI_2, "velocity": [0.2, 0.1], "points": 9,
+        });
+        labels.insert(stamp.to_string(), serde_json::json!([car]));
+    }
+    bag.finish().unwrap();
+    let text = serde_json::Value::Object(labels).to_string();
+    std::fs::write(folder.path().join("labels.json"), text).unwrap();
+    folder
+}
+
+fn tool(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_centerpoint_ptq"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .unwrap()
+}
+
+fn json_of(output: &Output) -> serde_json::Value {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn tiny_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny")
+}
+
+#[test]
+fn precision_sees_what_the_deployed_threshold_cuts_and_agreement_does_not() {
+    let drive = tiny_drive();
+    // The same model, but it reports nothing below 0.95; the car's score is 0.88.
+    let strict = drive.path().join("strict");
+    std::fs::create_dir(&strict).unwrap();
+    for file in ["encoder.onnx", "backbone.onnx"] {
+        std::fs::copy(tiny_model().join(file), strict.join(file)).unwrap();
+    }
+    let yaml = std::fs::read_to_string(tiny_model().join("model.yaml")).unwrap();
+    let changed = yaml.replace(
+        "score_thresholds: [0.5, 0.5]",
+        "score_thresholds: [0.95, 0.95]",
+    );
+    assert_ne!(changed, yaml);
+    std::fs::write(strict.join("model.yaml"), changed).unwrap();
+
+    let model = tiny_model();
+    let output = tool(
+        drive.path(),
+        &[
+            "evaluate",
+            "--json",
+            "--model",
+            model.to_str().unwrap(),
+            "--model2",
+            "strict",
+            "--bag",
+            "bag",
+            "--truth",
+            "labels.json",
+            "--class-map",
+            "VEHICLE=CAR",
+            "--resamples",
+            "10",
+        ],
+    );
+    let result = json_of(&output);
+    assert_eq!(result["frames"], 3);
+    for model in [0, 1] {
+        let evaluation = &result["models"][model]["evaluation"];
+        let car = &evaluation["classes"][0]["all"];
+        assert_eq!((&car["truths"], &car["ap"]), (&3.into(), &1.0.into()));
+        let errors = &car["errors"];
+        for error in ["translation", "scale", "orientation", "velocity"] {
+            assert!(errors[error].as_f64().unwrap() < 1e-5, "{errors}");
+        }
+    }
+    assert_eq!(result["agreement"]["total"]["matched"], 0);
+    assert_eq!(result["agreement"]["total"]["missed"], 3);
+}
+
+#[test]
+fn limit_and_points_counted_from_the_bag_take_effect() {
+    let drive = tiny_drive();
+    let labels = drive.path().join("labels.json");
+    let text = std::fs::read_to_string(&labels).unwrap();
+    std::fs::write(&labels, text.replace(r#""points":9,"#, "")).unwrap();
+    let model = tiny_model();
+    let evaluate = |more: &[&str]| {
+        let mut arguments = vec![
+            "evaluate",
+            "--json",
+            "--bag",
+            "bag",
+            "--truth",
+            "labels.json",
+        ];
+        arguments.extend([
+            "--class-map",
+            "VEHICLE=CAR",
+            "--model",
+            model.to_str().unwrap(),
+        ]);
+        arguments.extend(more);
+        let result = json_of(&tool(drive.path(), &arguments));
+        result["models"][0]["evaluation"]["classes"][0]["all"].clone()
+    };
+    // One point lies in the labelled box.
+    let strict = evaluate(&["--min-points", "2"]);
+    assert_eq!(
+        (&strict["truths"], &strict["ignored"]),
+        (&0.into(), &3.into())
+    );
+    let open = evaluate(&["--min-points", "1", "--limit", "2"]);
+    assert_eq!((&open["truths"], &open["ignored"]), (&2.into(), &0.into()));
+}
+
+#[test]
+fn a_picture_shows_both_sets_of_detections_where_they_are() {
+    let drive = tiny_drive();
+    let model = tiny_model();
+    let detect = ["detect", "--bag", "bag", "--out", "a.json", "--model"];
+    let found = tool(
+        drive.path(),
+        &[&detect[..], &[model.to_str().unwrap()]].concat(),
+    );
+    assert!(found.status.success(), "{found:?}");
+    let render = tool(
+        drive.path(),
+        &[
+            "render",
+            "--bag",
+            "bag",
+            "--frame",
+            "1",
+            "--boxes",
+            "a.json",
+            "--boxes2",
+            "a.json",
+            "--labels",
+            "labels.json",
+            "--view=-10,10,-10,10",
+            "--scale",
+            "20",
+            "--out",
+            "f.png",
+        ],
+    );
+    let errors = String::from_utf8_lossy(&render.stderr);
+    assert!(render.status.success(), "{errors}");
+    let picture = image::open(drive.path().join("f.png")).unwrap().to_rgb8();
+    assert_eq!(picture.dimensions(), (400, 400));
+    // The car heads along -y: its right edge is at x = 0, which is column 200. In its rear half,
+    // clear of the heading's tick, the second layer is thin and the first shows on both sides.
+    let row = 200 + (20.0 * 2.0) as u32;
+    let pixel = |x: u32| picture.get_pixel(x, row).0;
+    assert!(pixel(200)[2] > pixel(200)[0], "{:?}", pixel(200));
+    for side in [198, 201] {
+        assert!(
+            pixel(side)[0] > 2 * pixel(side)[2],
+            "{side}: {:?}",
+            pixel(side)
+        );
+    }
+}
+
+#[test]
+fn mistakes_on_the_command_line_are_answered_with_what_to_do() {
+    let drive = tiny_drive();
+    let path = drive.path();
+    let model = tiny_model();
+    let model = model.to_str().unwrap();
+    for (arguments, part) in [
+        (&["evaluate", "--model", model][..], "--bag"),
+        (&["evaluate", "--model", model, "--bag", "bag"], "--truth"),
+        (&["evaluate"], "--detections"),
+        (&["evaluate", "--detections", "none.json"], "none.json"),
+        (
+            &[
+                "evaluate",
+                "--model",
+                model,
+                "--bag",
+                "nowhere",
+                "--truth",
+                "labels.json",
+            ],
+            "nowhere",
+        ),
+        (
+            &[
+                "evaluate",
+                "--model",
+                model,
+                "--bag",
+                "bag",
+                "--truth",
+                "labels.json",
+                "--class-map",
+                "VEHICLE=LORRY",
+            ],
+            "CAR, PEDESTRIAN",
+        ),
+        (
+            &["render", "--bag", "bag", "--frame", "7", "--out", "f.png"],
+            "it has 3",
+        ),
+        (
+            &["render", "--bag", "bag", "--stamp", "5", "--out", "f.png"],
+            "from 1000000000",
+        ),
+        (
+            &["render", "--bag", "bag", "--view", "1,2", "--out", "f.png"],
+            "back < front",
+        ),
+        (
+            &["render", "--bag", "bag", "--out", "no/such/f.png"],
+            "no/such/f.png",
+        ),
+    ] {
+        let output = tool(path, arguments);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{arguments:?}");
+        assert!(errors.contains(part), "no `{part}` in: {errors}");
+        assert!(!errors.contains("panicked"), "{errors}");
     }
 }

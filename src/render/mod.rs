@@ -33,8 +33,8 @@ const FAINT_INK: Rgb = [125, 138, 153];
 /// Heights from low to high. Cool and unsaturated, so that boxes in warm or bright colours stand
 /// out.
 const HEIGHTS: [Rgb; 5] = [
-    [38, 56, 82],
-    [48, 88, 128],
+    [50, 72, 102],
+    [56, 98, 138],
     [70, 130, 168],
     [134, 178, 200],
     [222, 232, 240],
@@ -72,8 +72,8 @@ impl BoxLayer {
     /// A broad, translucent outline, to be seen under another layer.
     pub fn broad(self) -> Self {
         Self {
-            width: 7.0,
-            opacity: 0.62,
+            width: 5.5,
+            opacity: 0.72,
             ..self
         }
     }
@@ -312,7 +312,7 @@ fn draw_rings(canvas: &mut Pixmap, view: &View, options: &BevOptions) {
     for (i, radius) in rings(view, options).enumerate() {
         let strong = (i + 1) % 5 == 0;
         if let Some(path) = PathBuilder::from_circle(u, v, radius * view.scale) {
-            let paint = paint([96, 112, 132], if strong { 0.55 } else { 0.32 });
+            let paint = paint([96, 112, 132], if strong { 0.65 } else { 0.4 });
             canvas.stroke_path(&path, &paint, &stroke(1.0), Transform::identity(), None);
         }
     }
@@ -597,7 +597,7 @@ mod tests {
             pixel(0),
             pixel(-1)
         );
-        for side in [-3, 2] {
+        for side in [-2, 1] {
             let [r, _, b] = pixel(side);
             assert!(r > 120 && b < 80, "{side}: {:?}", pixel(side));
         }
