@@ -1,6 +1,8 @@
 //! Scores on frames whose outcome is known: by hand, by symmetry, or because nothing differs; and
 //! `evaluate` and `render` on a small bag.
 
+#![allow(clippy::unwrap_used)]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 

@@ -23,7 +23,7 @@ pub type Rgb = [u8; 3];
 /// Amber, for the float model.
 pub const AMBER: Rgb = [255, 166, 43];
 /// Light cyan, for the INT8 model.
-pub const CYAN: Rgb = [110, 240, 255];
+pub const CYAN: Rgb = [80, 232, 255];
 /// Green, for labels.
 pub const GREEN: Rgb = [122, 222, 128];
 
@@ -72,7 +72,7 @@ impl BoxLayer {
     /// A broad, translucent outline, to be seen under another layer.
     pub fn broad(self) -> Self {
         Self {
-            width: 5.5,
+            width: 6.0,
             opacity: 0.72,
             ..self
         }
@@ -445,7 +445,10 @@ fn draw_legend(canvas: &mut Pixmap, layers: &[BoxLayer], title: &str, heights: O
     const PADDING: f32 = 14.0;
     const ROW: f32 = 28.0;
     const SAMPLE: f32 = 40.0;
-    let range = heights.map(|(low, high)| format!("height {low:.1} to {high:.1} m"));
+    // Adding zero turns a rounded -0 into 0.
+    let tenths = |v: f32| (v * 10.0).round() / 10.0 + 0.0;
+    let range =
+        heights.map(|(low, high)| format!("height {:.1} to {:.1} m", tenths(low), tenths(high)));
     let entries = layers
         .iter()
         .map(|l| format!("{} ({})", l.label, l.boxes.len()));
