@@ -127,12 +127,12 @@ pub fn raise(model: &mut Model, target: i64) -> Result<bool, OnnxError> {
                     axes_to_input(model, &mut node, "axes", &mut constants);
                 }
                 "Split" => axes_to_input(model, &mut node, "split", &mut constants),
-                "Softmax" | "LogSoftmax" | "Hardmax" => {
-                    // Before 13 the tensor was flattened to two axes at `axis`; only over the last axis are
-                    // both the same, and that is known here only if it is written as -1.
-                    if node.attribute("axis").and_then(|a| a.i) != Some(-1) {
-                        return Err(refuse(model, &node, from, target));
-                    }
+                // Before 13 the tensor was flattened to two axes at `axis`; only over the last axis are
+                // both the same, and that is known here only if it is written as -1.
+                "Softmax" | "LogSoftmax" | "Hardmax"
+                    if node.attribute("axis").and_then(|a| a.i) != Some(-1) =>
+                {
+                    return Err(refuse(model, &node, from, target));
                 }
                 "Dropout" => node.attribute.clear(),
                 _ => {}
