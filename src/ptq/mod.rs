@@ -1,1 +1,895 @@
-//! ptq
+//! Post-training quantization after LiDAR-PTQ: from a float model and frames to an INT8 model and a report.
+//!
+//! ```text
+//! frames ─► frames (spool, held-out split)
+//! model  ─► plan (fold, rewrite, layers, groups)
+//!              ├─► weights   steps per channel, integers
+//!              ├─► observe + ranges   extremes, histograms, steps per tensor
+//!              │     (adaptive rounding and the task-guided loss go here: they change
+//!              │      the integers and steps of a Quantization and nothing else)
+//!              ├─► export    QDQ model
+//!              └─► check     kernels, latency, agreement, verdict ─► report
+//! ```
+//!
+//! The first stage of the method is sparsity-based calibration: steps from the extremes, then a grid search, the
+//! weights first. Activations are observed in the float graph whose weights are already the quantized ones, because
+//! those are the values the deployed network will see; activations themselves are not quantized while observing.
+
+pub mod check;
+pub mod export;
+pub mod frames;
+pub mod observe;
+pub mod plan;
+pub mod progress;
+pub mod quantizer;
+pub mod ranges;
+pub mod recipe;
+pub mod report;
+pub mod weights;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::detector::description::{Precision, TensorName};
+use crate::detector::runtime::{self, RuntimeOptions};
+use crate::detector::{Detector, ModelDescription};
+use crate::onnx::{Model, OnnxError};
+
+use export::Quantization;
+use frames::{Role, Sample, Spool, hex};
+use observe::Observer;
+use plan::Plan;
+use progress::{Progress, Stage};
+use quantizer::Levels;
+use ranges::{Extremes, Histogram};
+use recipe::{Recipe, Target};
+use report::Report;
+use weights::LayerWeights;
+
+/// Why there is no INT8 model. (A model that the gate refuses is there; see [`check::Verdict`].)
+#[derive(Debug, thiserror::Error)]
+pub enum PtqError {
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    #[error(transparent)]
+    Model(#[from] crate::detector::description::ModelError),
+    #[error(transparent)]
+    Detector(#[from] crate::detector::DetectorError),
+    #[error(transparent)]
+    Runtime(#[from] crate::detector::runtime::RuntimeError),
+    #[error("the model {name} is {precision} already; quantization starts from a float model")]
+    NotFloat { name: String, precision: Precision },
+    #[error("frame {index} cannot be read: {source}")]
+    Frame {
+        index: usize,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    #[error(
+        "too few frames: {calibration} to calibrate and {held_out} held out ({empty} empty ones left out); \
+         the recipe wants at least {min_calibration} and {min_held_out}"
+    )]
+    TooFewFrames {
+        calibration: usize,
+        held_out: usize,
+        empty: usize,
+        min_calibration: usize,
+        min_held_out: usize,
+    },
+    #[error("all {count} frames are empty: no point lies in a pillar of the model's grid")]
+    OnlyEmptyFrames { count: usize },
+    #[error("tensor {tensor} held {count} values that are not finite on the calibration frames")]
+    NotFinite { tensor: String, count: u64 },
+    #[error("ONNX Runtime failed on {}: {message}", file.display())]
+    Run { file: PathBuf, message: String },
+    #[error("ONNX Runtime's profile {} cannot be read: {message}", file.display())]
+    Profile { file: PathBuf, message: String },
+    #[error("{} exists already; choose another folder, or remove it", path.display())]
+    OutputExists { path: PathBuf },
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("cannot keep the frames on disk: {0}")]
+    Spool(#[from] std::io::Error),
+    #[error("cannot start {threads} threads: {message}")]
+    Threads { threads: usize, message: String },
+    #[error("cancelled; nothing was written")]
+    Cancelled,
+}
+
+/// Ends the work where it was asked to end.
+pub(crate) fn go_on(progress: &dyn Progress) -> Result<(), PtqError> {
+    if progress.cancelled() {
+        Err(PtqError::Cancelled)
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes an INT8 model of `model` from `frames` and writes it as the folder `out`: the ONNX files, `model.yaml`,
+/// `report.json` and `report.txt`.
+///
+/// Frames are used in order, at most as many as the recipe allows; spread them over the recording before. Empty ones
+/// are skipped. They are spooled to an unnamed file on the disk of `out`. The folder appears at once and complete, or,
+/// after an error or a cancellation, not at all.
+///
+/// The report's verdict says whether the model passed the recipe's gate; a refused model is written, too.
+pub fn quantize<F, E>(
+    model: &ModelDescription,
+    frames: impl Iterator<Item = Result<F, E>>,
+    recipe: &Recipe,
+    target: Target,
+    out: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Report, PtqError>
+where
+    F: Into<Sample>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let start = Instant::now();
+    let mut clock = Clock::default();
+    if model.precision != Precision::Float {
+        return Err(PtqError::NotFloat {
+            name: model.name.clone(),
+            precision: model.precision,
+        });
+    }
+    let work = Workplace::new(out)?;
+    let settings = recipe.target(target);
+
+    // Everything that can be wrong with the model is found before a frame is read.
+    let runtime_options = RuntimeOptions {
+        threads: recipe.threads,
+        ..Default::default()
+    };
+    let mut detector = Detector::load(model, &runtime_options)?;
+    let prepared = plan::prepare(Model::load(model.backbone_path())?)?;
+    let graph = &prepared.model;
+    let plan = Plan::new(graph, recipe, settings)?;
+    let input = match &model.backbone.input {
+        TensorName::Name(name) => name.clone(),
+        TensorName::Index(index) => graph
+            .input_names()
+            .get(*index)
+            .cloned()
+            .ok_or_else(|| graph.graph_error(format!("it has no input {index}")))?,
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(recipe.threads)
+        .build()
+        .map_err(|e| PtqError::Threads {
+            threads: recipe.threads,
+            message: e.to_string(),
+        })?;
+
+    let (mut spool, empty) = spool_frames(frames, recipe, &work, progress)?;
+    clock.lap("frames");
+
+    // Weights: no data needed.
+    progress.update(
+        Stage::Weights,
+        Stage::Weights.overall(0.0),
+        "steps of the weights",
+    );
+    go_on(progress)?;
+    let reduced_range = settings.reduce_range.applies();
+    let weights = pool.install(|| {
+        plan.layers
+            .par_iter()
+            .map(|layer| {
+                let weight = graph.initializer_f32(&layer.weight)?;
+                // Weights of fewer than 8 bits cannot saturate the sums anyhow.
+                let bits = if reduced_range {
+                    layer.weight_bits.min(7)
+                } else {
+                    layer.weight_bits
+                };
+                LayerWeights::calibrate(
+                    &weight,
+                    layer.axis,
+                    Levels::symmetric(bits),
+                    &recipe.weights.search,
+                )
+                .map_err(|reason| graph.tensor_error(&layer.weight, reason))
+            })
+            .collect::<Result<Vec<_>, _>>()
+    })?;
+    clock.lap("weights");
+
+    // Activations: two passes over the frames through the graph with quantized weights.
+    let rounded = export::with_quantized_weights(graph, &plan, &weights);
+    let mut passes = Passes {
+        detector: &mut detector,
+        spool: &mut spool,
+        pool: &pool,
+        plan: &plan,
+        graph: &rounded,
+        float_graph: graph,
+        input: &input,
+        options: &runtime_options,
+    };
+    let (extremes, multiplications) = passes.extremes(progress)?;
+    clock.lap("ranges");
+    let histograms = passes.histograms(&extremes, recipe.activations.bins, progress)?;
+    let choices: Vec<_> = pool.install(|| {
+        plan.groups
+            .par_iter()
+            .zip(&extremes)
+            .zip(&histograms)
+            .map(|((group, extremes), histogram)| {
+                ranges::activation(
+                    extremes,
+                    histogram,
+                    settings.activations,
+                    group.bits,
+                    &recipe.activations.search,
+                )
+            })
+            .collect()
+    });
+    clock.lap("search");
+
+    // Export.
+    go_on(progress)?;
+    progress.update(
+        Stage::Export,
+        Stage::Export.overall(0.0),
+        "writing the INT8 model",
+    );
+    let mut quantization = Quantization {
+        plan,
+        weights,
+        activations: choices.iter().map(|c| c.chosen).collect(),
+    };
+    let widened = match settings.bias {
+        recipe::BiasType::Int32 => quantization.fit_biases(graph)?,
+        recipe::BiasType::Float => Vec::new(),
+    };
+    for layer in widened {
+        tracing::warn!("{layer}: weight steps widened so that its bias fits int32");
+    }
+    let mut int8_graph = export::qdq(graph, &quantization, settings)?;
+    let float_files = vec![
+        file_record(&model.encoder_path())?,
+        file_record(&model.backbone_path())?,
+    ];
+    let weight_levels = quantization
+        .weights
+        .iter()
+        .flat_map(|w| &w.channels)
+        .map(|c| c.chosen.levels.max)
+        .max();
+    for (key, value) in [
+        ("version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("target", target.to_string()),
+        ("recipe", recipe.name.clone()),
+        (
+            "recipe_json",
+            serde_json::to_string(recipe).unwrap_or_default(),
+        ),
+        ("float_sha256", float_files[1].sha256.clone()),
+        (
+            "calibration_frames",
+            spool.count(Role::Calibration).to_string(),
+        ),
+        ("held_out_frames", spool.count(Role::HeldOut).to_string()),
+        ("frames_sha256", spool.hash()),
+        ("weight_levels", weight_levels.unwrap_or(127).to_string()),
+        ("reduced_range", reduced_range.to_string()),
+        ("onnx_runtime", runtime::init()?.version().to_owned()),
+    ] {
+        int8_graph.set_metadata(&format!("centerpoint_ptq.{key}"), value);
+    }
+    let int8_graph_file = work.path(&model.backbone.file);
+    int8_graph.save(&int8_graph_file)?;
+    let int8 = write_description(model, &work)?;
+    clock.lap("export");
+
+    // Check, on what was written.
+    let names = quantization.plan.layers.iter().map(|l| &l.name);
+    let names = names.chain(quantization.plan.float_layers.iter().map(|l| &l.name));
+    let layers: Vec<check::Convolution> = names
+        .zip(&multiplications)
+        .map(|(name, &multiplications)| {
+            let node = graph
+                .graph()
+                .node
+                .iter()
+                .find(|n| n.name.as_ref() == Some(name));
+            check::Convolution {
+                name: name.clone(),
+                output: node
+                    .and_then(|n| n.output.first().cloned())
+                    .unwrap_or_default(),
+                multiplications,
+            }
+        })
+        .collect();
+    drop(detector);
+    let checked = check::check(
+        model,
+        &int8,
+        &mut spool,
+        &layers,
+        (&recipe.check, &recipe.gate),
+        recipe.threads,
+        work.folder.path(),
+        progress,
+    )?;
+    // Scores go along with the model; the graph itself stays as it was measured.
+    if let Some(f1) = checked.agreement.total.f1 {
+        int8_graph.set_metadata("centerpoint_ptq.agreement_f1", format!("{f1:.4}"));
+    }
+    int8_graph.set_metadata(
+        "centerpoint_ptq.accepted",
+        checked.verdict.accepted.to_string(),
+    );
+    int8_graph.save(&int8_graph_file)?;
+    clock.lap("check");
+
+    let report = Report {
+        format: 1,
+        model: model.name.clone(),
+        target,
+        tool: report::Tool {
+            version: env!("CARGO_PKG_VERSION").into(),
+            onnx_runtime: runtime::init()?.version().into(),
+            machine: machine(),
+            exact_u8s8: recipe::has_exact_u8s8(),
+            created: std::time::SystemTime::now()
+                .duration_since(std::time::UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs()),
+        },
+        float_files,
+        int8_files: vec![
+            file_record(&int8.encoder_path())?,
+            file_record(&int8.backbone_path())?,
+        ],
+        recipe: recipe.clone(),
+        reduced_range,
+        changes: prepared.changes.clone(),
+        frames: report::Frames {
+            calibration: spool.count(Role::Calibration),
+            held_out: spool.count(Role::HeldOut),
+            empty,
+            sha256: spool.hash(),
+            list: spool.records().to_vec(),
+        },
+        layers: layer_reports(
+            graph,
+            &quantization,
+            &multiplications,
+            &checked.kernels,
+            recipe,
+        )?,
+        tensors: quantization
+            .plan
+            .groups
+            .iter()
+            .zip(&extremes)
+            .zip(&histograms)
+            .zip(&choices)
+            .map(|(((group, seen), histogram), choice)| {
+                let energy = histogram
+                    .energy(recipe.activations.search.p)
+                    .max(f64::MIN_POSITIVE);
+                report::TensorReport {
+                    tensors: group.tensors.clone(),
+                    bits: group.bits,
+                    seen: *seen,
+                    max_min: choice.max_min,
+                    chosen: choice.chosen,
+                    clip: choice.ratio(),
+                    error_max_min: choice.error_max_min / energy,
+                    error_chosen: choice.error_chosen / energy,
+                }
+            })
+            .collect(),
+        float_layers: quantization.plan.float_layers.clone(),
+        check: checked,
+        cost: report::Cost {
+            seconds: start.elapsed().as_secs_f64(),
+            stages: clock.laps,
+            peak_memory: peak_memory(),
+        },
+    };
+    let json = serde_json::to_string_pretty(&report).map_err(|e| PtqError::Io {
+        action: "write the report of",
+        path: out.to_owned(),
+        source: e.into(),
+    })?;
+    work.write("report.json", json.as_bytes())?;
+    work.write("report.txt", report.summary().as_bytes())?;
+    go_on(progress)?;
+    work.finish(out)?;
+    progress.update(Stage::Check, 1.0, "done");
+    Ok(report)
+}
+
+/// Copies the frames to disk and splits them.
+fn spool_frames<F, E>(
+    frames: impl Iterator<Item = Result<F, E>>,
+    recipe: &Recipe,
+    work: &Workplace,
+    progress: &mut dyn Progress,
+) -> Result<(Spool, usize), PtqError>
+where
+    F: Into<Sample>,
+    E: std::error::Error + Send + Sync + 'static,
+{
+    let settings = &recipe.frames;
+    let mut spool = Spool::new(&work.parent)?;
+    let mut empty = 0;
+    for (index, frame) in frames.enumerate() {
+        go_on(progress)?;
+        let sample: Sample = frame
+            .map_err(|e| PtqError::Frame {
+                index,
+                source: Box::new(e),
+            })?
+            .into();
+        if sample.points.0.is_empty() {
+            empty += 1;
+            continue;
+        }
+        let used = spool.records().len();
+        let role = if settings.held_out(used) {
+            Role::HeldOut
+        } else {
+            Role::Calibration
+        };
+        spool.push(&sample, role)?;
+        let part = (used + 1) as f64 / settings.max as f64;
+        progress.update(
+            Stage::Frames,
+            Stage::Frames.overall(part),
+            &format!("frame {}", used + 1),
+        );
+        if used + 1 == settings.max {
+            break;
+        }
+    }
+    let (calibration, held_out) = (spool.count(Role::Calibration), spool.count(Role::HeldOut));
+    if calibration + held_out == 0 && empty > 0 {
+        return Err(PtqError::OnlyEmptyFrames { count: empty });
+    }
+    if calibration < settings.min_calibration || held_out < settings.min_held_out {
+        return Err(PtqError::TooFewFrames {
+            calibration,
+            held_out,
+            empty,
+            min_calibration: settings.min_calibration,
+            min_held_out: settings.min_held_out,
+        });
+    }
+    Ok((spool, empty))
+}
+
+/// The passes over the calibration frames.
+struct Passes<'a> {
+    detector: &'a mut Detector,
+    spool: &'a mut Spool,
+    pool: &'a rayon::ThreadPool,
+    plan: &'a Plan,
+    /// The graph with quantized weights, which is observed.
+    graph: &'a Model,
+    /// The graph with its own weights.
+    float_graph: &'a Model,
+    input: &'a str,
+    options: &'a RuntimeOptions,
+}
+
+impl Passes<'_> {
+    /// First pass: extremes per group, and multiplications per frame of the quantized, then the float layers.
+    fn extremes(
+        &mut self,
+        progress: &mut dyn Progress,
+    ) -> Result<(Vec<Extremes>, Vec<u64>), PtqError> {
+        let sources = self.sources();
+        let mut names: Vec<String> = sources.iter().map(|(_, name)| name.clone()).collect();
+        // Shapes of the outputs tell the multiplications.
+        let layers: Vec<(&str, Option<&str>)> = self
+            .plan
+            .layers
+            .iter()
+            .map(|l| (l.output.as_str(), Some(l.weight.as_str())))
+            .chain(
+                self.plan
+                    .float_layers
+                    .iter()
+                    .map(|l| (l.output.as_str(), l.weight.as_deref())),
+            )
+            .collect();
+        names.extend(layers.iter().map(|(output, _)| (*output).to_owned()));
+        let mut observer = Observer::new(self.graph, self.input, &names, self.options)?;
+        let mut extremes = vec![Extremes::default(); self.plan.groups.len()];
+        let mut shapes: Vec<Vec<i64>> = Vec::new();
+        let mut occupied = 0usize;
+        let total = self.spool.count(Role::Calibration);
+        let (detector, pool) = (&mut *self.detector, self.pool);
+        self.spool.for_each(Role::Calibration, |index, sample| {
+            go_on(progress)?;
+            let spatial = detector.spatial_features(&sample.points)?;
+            occupied += usize::from(spatial.iter().any(|&v| v != 0.0));
+            observer.run(&spatial, |views| {
+                let parts: Vec<Extremes> = pool.install(|| {
+                    views[..sources.len()]
+                        .par_iter()
+                        .map(|view| {
+                            let mut part = Extremes::default();
+                            part.add(view.values);
+                            part
+                        })
+                        .collect()
+                });
+                for ((group, _), part) in sources.iter().zip(&parts) {
+                    extremes[*group].merge(part);
+                }
+                if shapes.is_empty() {
+                    shapes = views[sources.len()..]
+                        .iter()
+                        .map(|v| v.shape.to_vec())
+                        .collect();
+                }
+            })?;
+            let part = (index + 1) as f64 / total as f64;
+            let detail = format!("extremes, frame {} of {total}", index + 1);
+            progress.update(Stage::Ranges, Stage::Ranges.overall(part), &detail);
+            Ok::<_, PtqError>(())
+        })?;
+        if occupied == 0 {
+            return Err(PtqError::OnlyEmptyFrames { count: total });
+        }
+        for (group, found) in self.plan.groups.iter().zip(&extremes) {
+            if found.not_finite > 0 {
+                return Err(PtqError::NotFinite {
+                    tensor: group.tensors[0].clone(),
+                    count: found.not_finite,
+                });
+            }
+        }
+        let multiplications = layers
+            .iter()
+            .zip(&shapes)
+            .map(|((output, weight), shape)| {
+                let elements =
+                    |dims: &[i64]| dims.iter().map(|&d| d.max(0) as u64).product::<u64>();
+                let weight = weight.and_then(|w| self.float_graph.initializer(w));
+                // Every output pixel takes all weights once; the channels are in the weights already.
+                // A transposed convolution spreads each input pixel over stride x stride outputs.
+                let node = self
+                    .float_graph
+                    .graph()
+                    .node
+                    .iter()
+                    .find(|n| n.output.iter().any(|o| o == output));
+                let spread = node
+                    .filter(|n| n.is("ConvTranspose"))
+                    .map_or(1, |n| elements(n.ints("strides")));
+                let pixels = elements(shape.get(2..).unwrap_or(&[])) / spread.max(1);
+                weight.map_or(0, |w| elements(&w.dims)) * pixels
+            })
+            .collect();
+        Ok((extremes, multiplications))
+    }
+
+    /// Second pass: a histogram per group.
+    fn histograms(
+        &mut self,
+        extremes: &[Extremes],
+        bins: usize,
+        progress: &mut dyn Progress,
+    ) -> Result<Vec<Histogram>, PtqError> {
+        let sources = self.sources();
+        let names: Vec<String> = sources.iter().map(|(_, name)| name.clone()).collect();
+        let mut observer = Observer::new(self.graph, self.input, &names, self.options)?;
+        let mut histograms: Vec<Histogram> =
+            extremes.iter().map(|e| Histogram::new(e, bins)).collect();
+        let total = self.spool.count(Role::Calibration);
+        let (detector, pool) = (&mut *self.detector, self.pool);
+        self.spool.for_each(Role::Calibration, |index, sample| {
+            go_on(progress)?;
+            let spatial = detector.spatial_features(&sample.points)?;
+            observer.run(&spatial, |views| {
+                pool.install(|| {
+                    histograms
+                        .par_iter_mut()
+                        .enumerate()
+                        .for_each(|(group, histogram)| {
+                            for ((_, _), view) in
+                                sources.iter().zip(views).filter(|((g, _), _)| *g == group)
+                            {
+                                histogram.add(view.values);
+                            }
+                        });
+                });
+            })?;
+            let part = (index + 1) as f64 / total as f64;
+            let detail = format!("histograms, frame {} of {total}", index + 1);
+            progress.update(Stage::Search, Stage::Search.overall(part), &detail);
+            Ok::<_, PtqError>(())
+        })?;
+        Ok(histograms)
+    }
+
+    /// Every source tensor with its group.
+    fn sources(&self) -> Vec<(usize, String)> {
+        self.plan
+            .groups
+            .iter()
+            .enumerate()
+            .flat_map(|(i, g)| g.sources.iter().map(move |s| (i, s.clone())))
+            .collect()
+    }
+}
+
+fn layer_reports(
+    graph: &Model,
+    quantization: &Quantization,
+    multiplications: &[u64],
+    kernels: &check::Kernels,
+    recipe: &Recipe,
+) -> Result<Vec<report::LayerReport>, PtqError> {
+    let p = recipe.weights.search.p;
+    quantization
+        .plan
+        .layers
+        .iter()
+        .zip(&quantization.weights)
+        .zip(multiplications)
+        .map(|((layer, weights), &multiplications)| {
+            let float = graph.initializer_f32(&layer.weight)?.data;
+            let energy: f64 = float.iter().map(|&w| f64::from(w).abs().powf(p)).sum();
+            let energy = energy.max(f64::MIN_POSITIVE);
+            let ratios: Vec<f32> = weights.channels.iter().map(ranges::Choice::ratio).collect();
+            let mean = ratios.iter().sum::<f32>() / ratios.len().max(1) as f32;
+            let levels = weights
+                .channels
+                .first()
+                .map_or(127, |c| c.chosen.levels.max);
+            Ok(report::LayerReport {
+                name: layer.name.clone(),
+                op: layer.op.clone(),
+                shape: weights.dims.clone(),
+                axis: layer.axis,
+                bits: 33 - (levels as u32).leading_zeros(),
+                multiplications,
+                integer_kernel: kernels.integer_layers.contains(&layer.name),
+                error_max_min: weights
+                    .channels
+                    .iter()
+                    .map(|c| c.error_max_min)
+                    .sum::<f64>()
+                    / energy,
+                error_chosen: weights.channels.iter().map(|c| c.error_chosen).sum::<f64>() / energy,
+                clip: [
+                    ratios.iter().copied().fold(f32::INFINITY, f32::min),
+                    mean,
+                    ratios.iter().copied().fold(0.0, f32::max),
+                ],
+                scales: weights.scales(),
+            })
+        })
+        .collect()
+}
+
+/// The folder under a temporary name; dropped unfinished, it goes. One left by a process that was killed goes when
+/// the next quantization starts in the same place: its lock is free then.
+struct Workplace {
+    parent: PathBuf,
+    folder: tempfile::TempDir,
+    /// Held as long as the folder is in use.
+    _lock: std::fs::File,
+}
+
+/// The file that a quantization holds locked in its unfinished folder.
+const LOCK: &str = "centerpoint_ptq.lock";
+
+/// Removes unfinished folders in `parent` that nobody holds any more.
+fn sweep(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !(name.starts_with('.') && name.ends_with(".partial")) {
+            continue;
+        }
+        // Without a lock file it is not ours, or only just being made.
+        let Ok(lock) = std::fs::File::open(entry.path().join(LOCK)) else {
+            continue;
+        };
+        if lock.try_lock().is_ok() {
+            match std::fs::remove_dir_all(entry.path()) {
+                Ok(()) => tracing::info!("removed {name}, left by a quantization that was killed"),
+                Err(e) => tracing::warn!("cannot remove {name}: {e}"),
+            }
+        }
+    }
+}
+
+impl Workplace {
+    fn new(out: &Path) -> Result<Self, PtqError> {
+        let taken = match std::fs::read_dir(out) {
+            Ok(mut entries) => entries.next().is_some(),
+            Err(_) => out.exists(),
+        };
+        if taken {
+            return Err(PtqError::OutputExists {
+                path: out.to_owned(),
+            });
+        }
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        std::fs::create_dir_all(&parent).map_err(|source| PtqError::Io {
+            action: "create the folder",
+            path: parent.clone(),
+            source,
+        })?;
+        sweep(&parent);
+        let name = out
+            .file_name()
+            .map_or("model".into(), |n| n.to_string_lossy());
+        let folder = tempfile::Builder::new()
+            .prefix(&format!(".{name}-"))
+            .suffix(".partial")
+            .tempdir_in(&parent)
+            .map_err(|source| PtqError::Io {
+                action: "write in",
+                path: parent.clone(),
+                source,
+            })?;
+        let path = folder.path().join(LOCK);
+        let fail = |source| PtqError::Io {
+            action: "lock",
+            path: path.clone(),
+            source,
+        };
+        let lock = std::fs::File::create(&path).map_err(fail)?;
+        lock.lock().map_err(fail)?;
+        Ok(Workplace {
+            parent,
+            folder,
+            _lock: lock,
+        })
+    }
+
+    /// Where a file of the float model goes: all files lie flat in the folder.
+    fn path(&self, file: &Path) -> PathBuf {
+        self.folder
+            .path()
+            .join(file.file_name().unwrap_or(file.as_os_str()))
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), PtqError> {
+        let path = self.folder.path().join(name);
+        std::fs::write(&path, bytes).map_err(|source| PtqError::Io {
+            action: "write",
+            path,
+            source,
+        })
+    }
+
+    fn finish(self, out: &Path) -> Result<(), PtqError> {
+        let fail = |action: &'static str, source| PtqError::Io {
+            action,
+            path: out.to_owned(),
+            source,
+        };
+        // Temporary folders are private; a model is for everyone who may read the place it lies in.
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            let open = std::fs::Permissions::from_mode(0o755);
+            std::fs::set_permissions(self.folder.path(), open).map_err(|e| fail("open up", e))?;
+        }
+        std::fs::remove_file(self.folder.path().join(LOCK)).map_err(|e| fail("unlock", e))?;
+        // On disk before it gets its name, so that a power cut cannot leave a named but empty model.
+        let entries = std::fs::read_dir(self.folder.path()).map_err(|e| fail("list", e))?;
+        for entry in entries {
+            let entry = entry.map_err(|e| fail("list", e))?;
+            std::fs::File::open(entry.path())
+                .and_then(|f| f.sync_all())
+                .map_err(|e| fail("sync", e))?;
+        }
+        std::fs::rename(self.folder.path(), out).map_err(|e| fail("name", e))?;
+        // It has another name now; there is nothing left to remove.
+        let _ = self.folder.keep();
+        Ok(())
+    }
+}
+
+/// Copies the encoder and writes the description.
+fn write_description(
+    model: &ModelDescription,
+    work: &Workplace,
+) -> Result<ModelDescription, PtqError> {
+    let from = model.encoder_path();
+    let to = work.path(&model.encoder.file);
+    let encoder = Model::load(&from)?;
+    let bytes = std::fs::read(&from).map_err(|source| PtqError::Io {
+        action: "read",
+        path: from.clone(),
+        source,
+    })?;
+    // Byte by byte, unless its tensors lie in files beside it.
+    let alone = Model::decode(&bytes, &from).is_ok_and(|m| m == encoder);
+    let bytes = if alone { bytes } else { encoder.encode() };
+    std::fs::write(&to, bytes).map_err(|source| PtqError::Io {
+        action: "write",
+        path: to.clone(),
+        source,
+    })?;
+    let mut int8 = model.clone();
+    int8.name = format!("{}_int8", model.name);
+    int8.precision = Precision::Int8;
+    int8.folder = work.folder.path().to_owned();
+    let file_name = |p: &Path| PathBuf::from(p.file_name().unwrap_or(p.as_os_str()));
+    int8.encoder.file = file_name(&model.encoder.file);
+    int8.backbone.file = file_name(&model.backbone.file);
+    int8.save(&work.folder.path().join("model.yaml"))?;
+    Ok(int8)
+}
+
+fn file_record(path: &Path) -> Result<report::FileRecord, PtqError> {
+    let bytes = std::fs::read(path).map_err(|source| PtqError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    Ok(report::FileRecord {
+        file: path
+            .file_name()
+            .map_or(String::new(), |n| n.to_string_lossy().into_owned()),
+        bytes: bytes.len() as u64,
+        sha256: hex(&Sha256::digest(&bytes)),
+    })
+}
+
+/// Seconds per stage.
+struct Clock {
+    last: Instant,
+    laps: Vec<(String, f64)>,
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Clock {
+            last: Instant::now(),
+            laps: Vec::new(),
+        }
+    }
+}
+
+impl Clock {
+    fn lap(&mut self, stage: &str) {
+        let now = Instant::now();
+        self.laps
+            .push((stage.to_owned(), (now - self.last).as_secs_f64()));
+        self.last = now;
+    }
+}
+
+/// Name of the processor, or of its architecture where the system does not say.
+fn machine() -> String {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info
+        .lines()
+        .find_map(|l| l.strip_prefix("model name")?.split_once(':'))
+        .map_or(std::env::consts::ARCH, |(_, name)| name.trim());
+    format!("{name}, {threads} threads")
+}
+
+/// Largest resident memory so far, bytes.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kilobytes * 1024)
+}

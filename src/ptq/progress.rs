@@ -1,0 +1,72 @@
+//! How far a quantization is, and whether to go on.
+
+use serde::Serialize;
+
+/// The parts of a quantization, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Frames are read from their source.
+    Frames,
+    /// Steps of the weights.
+    Weights,
+    /// Extremes of the activations.
+    Ranges,
+    /// Histograms of the activations, and the search for their steps.
+    Search,
+    /// The model is written.
+    Export,
+    /// The written model is compared with the float one.
+    Check,
+}
+
+impl Stage {
+    /// Where the stage lies in the whole, as shares of the usual time.
+    fn span(self) -> (f64, f64) {
+        match self {
+            Stage::Frames => (0.0, 0.15),
+            Stage::Weights => (0.15, 0.2),
+            Stage::Ranges => (0.2, 0.45),
+            Stage::Search => (0.45, 0.75),
+            Stage::Export => (0.75, 0.77),
+            Stage::Check => (0.77, 1.0),
+        }
+    }
+
+    /// Share of the whole that is done when `part` of this stage is.
+    pub fn overall(self, part: f64) -> f64 {
+        let (from, to) = self.span();
+        from + (to - from) * part.clamp(0.0, 1.0)
+    }
+
+    /// The name in progress events.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Frames => "frames",
+            Stage::Weights => "weights",
+            Stage::Ranges => "ranges",
+            Stage::Search => "search",
+            Stage::Export => "export",
+            Stage::Check => "check",
+        }
+    }
+}
+
+/// Told how far the work is; asked whether to stop. Between two questions lies at most one frame's work.
+pub trait Progress {
+    /// `fraction` is the share of the whole, 0 to 1, and never falls.
+    fn update(&mut self, stage: Stage, fraction: f64, detail: &str);
+
+    /// True makes the quantization end with [`super::PtqError::Cancelled`], with nothing written.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Says nothing and never stops.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Silent;
+
+impl Progress for Silent {
+    fn update(&mut self, _stage: Stage, _fraction: f64, _detail: &str) {}
+}

@@ -1,0 +1,421 @@
+//! Calibration recipes: every number of the method by name, in YAML; see `calibration/*.yaml`.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::ranges::{ActivationType, Search};
+use crate::eval::AgreementOptions;
+
+/// The `format` this version reads.
+pub const FORMAT: u32 = 1;
+
+/// All settings of one quantization. Unknown keys are refused, so that a typo cannot pass as a default.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Version of this schema, [`FORMAT`].
+    pub format: u32,
+    pub name: String,
+    pub frames: FrameSettings,
+    pub weights: WeightSettings,
+    pub activations: ActivationSettings,
+    pub keep_float: KeepFloat,
+    /// Settings of single layers; of several that match, the last wins.
+    #[serde(default)]
+    pub layers: Vec<LayerOverride>,
+    pub targets: Targets,
+    pub gate: Gate,
+    pub check: CheckSettings,
+    /// Threads for inference and statistics; 0 means one per core.
+    #[serde(default)]
+    pub threads: usize,
+}
+
+/// Which frames calibrate and which are held out for the check.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrameSettings {
+    /// At most this many frames are used in all.
+    pub max: usize,
+    /// Frames are split in blocks of this many consecutive ones, because neighbours look alike.
+    pub block: usize,
+    /// Every so many blocks the last is held out and never used to calibrate.
+    pub hold_out_every: usize,
+    /// Fewer calibration frames than this are an error.
+    pub min_calibration: usize,
+    /// Fewer held-out frames than this are an error.
+    pub min_held_out: usize,
+}
+
+impl FrameSettings {
+    /// Whether the frame at this position is held out.
+    pub fn held_out(&self, index: usize) -> bool {
+        index / self.block % self.hold_out_every == self.hold_out_every - 1
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WeightSettings {
+    /// 2 to 8; below 8 the integers still are stored as `int8`.
+    pub bits: u32,
+    pub search: Search,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ActivationSettings {
+    /// 2 to 8; below 8 the range is enforced by a Clip node, and the layer runs in float.
+    pub bits: u32,
+    pub search: Search,
+    /// Bins of the histogram that the search reads.
+    pub bins: usize,
+}
+
+/// Parts that stay in float.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeepFloat {
+    /// The last convolution of each head.
+    pub head_outputs: bool,
+}
+
+/// Settings of the layers whose name matches.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerOverride {
+    /// Name of a convolution node in the ONNX file; `*` stands for any run of characters.
+    pub name: String,
+    /// Keep the layer in float, or quantize it though [`KeepFloat`] says otherwise.
+    #[serde(default)]
+    pub keep_float: Option<bool>,
+    #[serde(default)]
+    pub weight_bits: Option<u32>,
+    /// Bits of the layer's input.
+    #[serde(default)]
+    pub activation_bits: Option<u32>,
+}
+
+/// Number formats per target.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Targets {
+    pub cpu: TargetSettings,
+    pub tensorrt: TargetSettings,
+}
+
+/// Number formats that a runtime has integer kernels for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetSettings {
+    pub activations: ActivationType,
+    pub bias: BiasType,
+    pub reduce_range: ReduceRange,
+    /// Quantize transposed convolutions that cannot become 1x1 convolutions.
+    pub conv_transpose: bool,
+}
+
+/// How a convolution's bias is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BiasType {
+    /// `int32` in steps of input step times weight step, behind a DequantizeLinear.
+    Int32,
+    Float,
+}
+
+/// Weights of 7 bits, for CPUs whose 8-bit multiplication adds pairs in 16 bits and saturates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReduceRange {
+    /// Where this machine is an x86 without VNNI instructions.
+    Auto,
+    Always,
+    Never,
+}
+
+impl ReduceRange {
+    /// Whether weights are to lose a bit on this machine.
+    pub fn applies(self) -> bool {
+        match self {
+            ReduceRange::Auto => !has_exact_u8s8(),
+            ReduceRange::Always => true,
+            ReduceRange::Never => false,
+        }
+    }
+}
+
+/// Whether this CPU multiplies `uint8` by `int8` without saturating on the way. True off x86, where
+/// ONNX Runtime's kernels widen first.
+pub fn has_exact_u8s8() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        is_x86_feature_detected!("avx512vnni") || is_x86_feature_detected!("avxvnni")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        true
+    }
+}
+
+/// What the INT8 model is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    /// ONNX Runtime's CPU provider: `uint8` activations, `int8` weights.
+    Cpu,
+    /// TensorRT: `int8` symmetric throughout.
+    #[value(name = "tensorrt")]
+    TensorRt,
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Target::Cpu => "cpu",
+            Target::TensorRt => "tensorrt",
+        })
+    }
+}
+
+/// When an INT8 model may replace the float one: bounds on the agreement of their boxes on held-out frames.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// How boxes are paired.
+    #[serde(default)]
+    pub pairing: AgreementOptions,
+    /// A class is judged only if the float model found at least this many of it.
+    pub min_boxes: usize,
+    /// With fewer boxes of all classes than this nothing can be said, and the model is refused.
+    pub min_boxes_total: usize,
+    /// Least F1 of the boxes, per judged class.
+    pub min_f1: f64,
+    /// Largest mean distance of paired centres on the ground, metres, per judged class.
+    pub max_centre_error: f64,
+    /// Largest mean difference of paired headings, radians, per judged class.
+    pub max_yaw_error: f64,
+    /// Largest mean difference of paired sizes, metres, per judged class.
+    pub max_size_error: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckSettings {
+    /// Runs before latency counts.
+    pub warm_up: usize,
+    /// Timed runs of each model, float and INT8 by turns.
+    pub latency_runs: usize,
+}
+
+/// A recipe that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    #[error("cannot read the recipe {}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} is not a recipe: {message}", path.display())]
+    Parse { path: PathBuf, message: String },
+    #[error("{}: `{key}`: {problem}", path.display())]
+    Invalid {
+        path: PathBuf,
+        key: &'static str,
+        problem: String,
+    },
+}
+
+impl Recipe {
+    /// Reads and checks a recipe.
+    pub fn load(path: &Path) -> Result<Self, RecipeError> {
+        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses the text of a recipe; `path` only names it in messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
+        let recipe: Recipe = serde_yaml::from_str(text).map_err(|e| RecipeError::Parse {
+            path: path.to_owned(),
+            message: e.to_string(),
+        })?;
+        match recipe.problem() {
+            None => Ok(recipe),
+            Some((key, problem)) => Err(RecipeError::Invalid {
+                path: path.to_owned(),
+                key,
+                problem,
+            }),
+        }
+    }
+
+    /// The number formats of a target.
+    pub fn target(&self, target: Target) -> &TargetSettings {
+        match target {
+            Target::Cpu => &self.targets.cpu,
+            Target::TensorRt => &self.targets.tensorrt,
+        }
+    }
+
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let bits = |key, bits: u32| {
+            (!(2..=8).contains(&bits)).then(|| (key, format!("{bits} bits; 2 to 8")))
+        };
+        if self.format != FORMAT {
+            return Some((
+                "format",
+                format!("{}; this version reads {FORMAT}", self.format),
+            ));
+        }
+        let f = &self.frames;
+        for (key, value) in [
+            ("frames.max", f.max),
+            ("frames.block", f.block),
+            ("frames.min_calibration", f.min_calibration),
+            ("frames.min_held_out", f.min_held_out),
+        ] {
+            if value == 0 {
+                return Some((key, "must be at least 1".into()));
+            }
+        }
+        if f.hold_out_every < 2 {
+            return Some((
+                "frames.hold_out_every",
+                "must be at least 2, or nothing calibrates".into(),
+            ));
+        }
+        let searches = [
+            ("weights.search", &self.weights.search),
+            ("activations.search", &self.activations.search),
+        ];
+        for (key, search) in searches {
+            if let Some(problem) = search.problem() {
+                return Some((key, problem));
+            }
+        }
+        if !(256..=1 << 20).contains(&self.activations.bins) {
+            return Some((
+                "activations.bins",
+                format!("{}; 256 to 1048576", self.activations.bins),
+            ));
+        }
+        let overrides = self.layers.iter().flat_map(|l| {
+            [l.weight_bits, l.activation_bits]
+                .into_iter()
+                .flatten()
+                .filter_map(|b| bits("layers", b))
+        });
+        if let Some(found) = bits("weights.bits", self.weights.bits)
+            .or_else(|| bits("activations.bits", self.activations.bits))
+            .or_else(|| overrides.into_iter().next())
+        {
+            return Some(found);
+        }
+        let g = &self.gate;
+        if !(0.0..=1.0).contains(&g.min_f1) {
+            return Some(("gate.min_f1", format!("{}; 0 to 1", g.min_f1)));
+        }
+        for (key, value) in [
+            ("gate.max_centre_error", g.max_centre_error),
+            ("gate.max_yaw_error", g.max_yaw_error),
+            ("gate.max_size_error", g.max_size_error),
+        ] {
+            if value.is_nan() || value <= 0.0 {
+                return Some((key, format!("{value}; must be above 0")));
+            }
+        }
+        if self.check.latency_runs == 0 {
+            return Some(("check.latency_runs", "must be at least 1".into()));
+        }
+        None
+    }
+}
+
+/// Whether `name` matches `pattern`, in which `*` stands for any run of characters.
+pub fn matches(pattern: &str, name: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let first = parts.next().unwrap_or("");
+    let Some(mut rest) = name.strip_prefix(first) else {
+        return false;
+    };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        match rest.find(part) {
+            Some(at) => rest = &rest[at + part.len()..],
+            None => return false,
+        }
+    }
+    rest.ends_with(last)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) const QUICK: &str = include_str!("../../calibration/quick.yaml");
+
+    pub(crate) fn quick() -> Recipe {
+        Recipe::parse(QUICK, Path::new("quick.yaml")).unwrap()
+    }
+
+    #[test]
+    fn the_shipped_recipe_survives_a_round_trip() {
+        let recipe = quick();
+        let text = serde_yaml::to_string(&recipe).unwrap();
+        assert_eq!(
+            Recipe::parse(&text, Path::new("again.yaml")).unwrap(),
+            recipe
+        );
+    }
+
+    #[test]
+    fn an_unknown_key_and_bad_values_are_refused_by_name() {
+        for (from, to, word) in [
+            ("bins:", "binz:", "binz"),
+            ("alpha: 0.01", "alpha: 0", "alpha"),
+            ("format: 1", "format: 7", "format"),
+            ("hold_out_every: 4", "hold_out_every: 1", "hold_out_every"),
+            ("min_f1: 0.", "min_f1: 7.", "min_f1"),
+        ] {
+            assert!(QUICK.contains(from), "{from}");
+            let error = Recipe::parse(&QUICK.replace(from, to), Path::new("r.yaml")).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn whole_blocks_are_held_out() {
+        let frames = FrameSettings {
+            max: 64,
+            block: 4,
+            hold_out_every: 4,
+            min_calibration: 1,
+            min_held_out: 1,
+        };
+        let held: Vec<usize> = (0..32).filter(|&i| frames.held_out(i)).collect();
+        assert_eq!(held, [12, 13, 14, 15, 28, 29, 30, 31]);
+    }
+
+    #[test]
+    fn stars_match_any_run() {
+        for (pattern, name, expected) in [
+            ("a*c", "abbc", true),
+            ("a*c", "abbd", false),
+            ("*", "", true),
+            ("*/Conv", "/blocks.0/Conv", true),
+            ("/heads*1*", "/heads.1.0/x", true),
+            ("exact", "exact", true),
+            ("exact", "exactly", false),
+            ("ab*b", "ab", false),
+        ] {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! What a quantization did and found, for programs (`report.json`) and people (`report.txt`).
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::check::Checked;
+use super::frames::FrameRecord;
+use super::plan::{Changes, FloatLayer};
+use super::quantizer::Quantizer;
+use super::ranges::Extremes;
+use super::recipe::{Recipe, Target};
+use crate::eval::AgreementCell;
+
+/// Everything about one quantization.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    pub format: u32,
+    pub model: String,
+    pub target: Target,
+    pub tool: Tool,
+    pub float_files: Vec<FileRecord>,
+    pub int8_files: Vec<FileRecord>,
+    pub recipe: Recipe,
+    /// Weights have one bit less than the recipe says, see [`super::recipe::ReduceRange`].
+    pub reduced_range: bool,
+    pub changes: Changes,
+    pub frames: Frames,
+    pub layers: Vec<LayerReport>,
+    pub tensors: Vec<TensorReport>,
+    pub float_layers: Vec<FloatLayer>,
+    pub check: Checked,
+    pub cost: Cost,
+}
+
+/// What made the model.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Tool {
+    pub version: String,
+    pub onnx_runtime: String,
+    pub machine: String,
+    /// Whether this CPU multiplies 8-bit integers without saturating on the way.
+    pub exact_u8s8: bool,
+    /// Seconds since the epoch.
+    pub created: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FileRecord {
+    pub file: String,
+    pub bytes: u64,
+    pub sha256: String,
+}
+
+/// Frames used.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Frames {
+    pub calibration: usize,
+    pub held_out: usize,
+    /// Frames without any point, left out.
+    pub empty: usize,
+    /// One hash over all frames used and their roles.
+    pub sha256: String,
+    pub list: Vec<FrameRecord>,
+}
+
+/// Weights of one layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LayerReport {
+    pub name: String,
+    pub op: String,
+    pub shape: Vec<usize>,
+    pub axis: usize,
+    pub bits: u32,
+    /// Multiplications per frame.
+    pub multiplications: u64,
+    /// Whether the runtime ran it as an integer kernel.
+    pub integer_kernel: bool,
+    /// Squared error of the weights (or the recipe's power), max-min and after the grid search, as shares of the
+    /// weights' energy.
+    pub error_max_min: f64,
+    pub error_chosen: f64,
+    /// Chosen step by max-min step: least, mean and largest over the channels.
+    pub clip: [f32; 3],
+    pub scales: Vec<f32>,
+}
+
+/// A group of tensors with one quantizer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TensorReport {
+    pub tensors: Vec<String>,
+    pub bits: u32,
+    /// Extremes and zeros over the calibration frames.
+    pub seen: Extremes,
+    pub max_min: Quantizer,
+    pub chosen: Quantizer,
+    /// Chosen step by max-min step.
+    pub clip: f32,
+    /// Error over the calibration frames, max-min and after the grid search, as shares of the tensor's energy.
+    pub error_max_min: f64,
+    pub error_chosen: f64,
+}
+
+/// What it took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Cost {
+    pub seconds: f64,
+    /// Seconds per stage, in order.
+    pub stages: Vec<(String, f64)>,
+    /// Largest resident memory of this process, bytes; absent where the system does not say.
+    pub peak_memory: Option<u64>,
+}
+
+impl Report {
+    /// A page of text.
+    pub fn summary(&self) -> String {
+        let mut s = String::new();
+        self.write_summary(&mut s)
+            .expect("writing to a String cannot fail");
+        s
+    }
+
+    fn write_summary(&self, s: &mut String) -> std::fmt::Result {
+        let Checked {
+            kernels,
+            latency,
+            agreement,
+            verdict,
+        } = &self.check;
+        let megabytes =
+            |files: &[FileRecord]| files.iter().map(|f| f.bytes).sum::<u64>() as f64 / 1e6;
+        writeln!(
+            s,
+            "{}: INT8 for {}, recipe {}, {}",
+            self.model,
+            self.target,
+            self.recipe.name,
+            if verdict.accepted {
+                "ACCEPTED"
+            } else {
+                "REFUSED"
+            }
+        )?;
+        for reason in &verdict.reasons {
+            writeln!(s, "  - {reason}")?;
+        }
+        writeln!(
+            s,
+            "frames      {} calibration, {} held out, {} empty",
+            self.frames.calibration, self.frames.held_out, self.frames.empty
+        )?;
+        writeln!(
+            s,
+            "size        {:.2} MB float, {:.2} MB INT8",
+            megabytes(&self.float_files),
+            megabytes(&self.int8_files)
+        )?;
+        write!(
+            s,
+            "kernels     {} of {} convolutions ran on integers",
+            kernels.integer_convolutions,
+            kernels.integer_convolutions + kernels.float_convolutions
+        )?;
+        match kernels.integer_multiplications {
+            Some(share) => writeln!(s, ", {:.1} % of the multiplications", share * 100.0)?,
+            None => writeln!(s)?,
+        }
+        if self.target != Target::Cpu {
+            writeln!(
+                s,
+                "            (on the CPU; kernels and latency of {} are not measured here)",
+                self.target
+            )?;
+        }
+        writeln!(
+            s,
+            "backbone    {:.1} ms float, {:.1} ms INT8 (median of {}, by turns): {:.2} times as fast",
+            latency.float_backbone.median,
+            latency.int8_backbone.median,
+            latency.runs,
+            latency.backbone_speedup
+        )?;
+        if !kernels.integer_layers.is_empty() || self.target == Target::Cpu {
+            for layer in self.layers.iter().filter(|l| !l.integer_kernel) {
+                writeln!(s, "            {} did not run on integers", layer.name)?;
+            }
+        }
+        writeln!(s, "agreement of INT8 with float on held-out frames:")?;
+        writeln!(
+            s,
+            "  {:<14} {:<7} {:>8} {:>7} {:>6} {:>7} {:>9} {:>8} {:>8}",
+            "class", "band", "matched", "missed", "extra", "F1", "centre m", "size m", "yaw rad"
+        )?;
+        let line = |s: &mut String, class: &str, cell: &AgreementCell| {
+            let number = |v: Option<f64>| v.map_or("-".into(), |v| format!("{v:.3}"));
+            writeln!(
+                s,
+                "  {class:<14} {:<7} {:>8} {:>7} {:>6} {:>7} {:>9} {:>8} {:>8}",
+                cell.band,
+                cell.matched,
+                cell.missed,
+                cell.extra,
+                number(cell.f1),
+                number(cell.centre.map(|c| c.mean)),
+                number(cell.size.map(|c| c.mean)),
+                number(cell.yaw.map(|c| c.mean)),
+            )
+        };
+        for class in &agreement.classes {
+            for cell in std::iter::once(&class.all).chain(&class.bands) {
+                if cell.matched + cell.missed + cell.extra > 0 {
+                    line(s, &class.class, cell)?;
+                }
+            }
+        }
+        line(s, "all", &agreement.total)?;
+        writeln!(s, "activations (error as share of the energy):")?;
+        writeln!(
+            s,
+            "  {:>9} {:>9} {:>6} {:>10} {:>10}  tensor",
+            "max", "clip at", "ratio", "max-min", "grid"
+        )?;
+        for t in &self.tensors {
+            writeln!(
+                s,
+                "  {:>9.3} {:>9.3} {:>6.2} {:>10.2e} {:>10.2e}  {}{}",
+                t.seen.max,
+                t.chosen.range().1,
+                t.clip,
+                t.error_max_min,
+                t.error_chosen,
+                t.tensors[0],
+                match t.tensors.len() {
+                    1 => String::new(),
+                    n => format!(" and {} that share it", n - 1),
+                }
+            )?;
+        }
+        writeln!(s, "weights (error as share of the energy):")?;
+        writeln!(
+            s,
+            "  {:>5} {:>6} {:>10} {:>10}  layer",
+            "bits", "ratio", "max-min", "grid"
+        )?;
+        for l in &self.layers {
+            writeln!(
+                s,
+                "  {:>5} {:>6.2} {:>10.2e} {:>10.2e}  {}",
+                l.bits, l.clip[1], l.error_max_min, l.error_chosen, l.name
+            )?;
+        }
+        for f in &self.float_layers {
+            writeln!(s, "  float {}: {}", f.name, f.reason)?;
+        }
+        write!(s, "took {:.1} s", self.cost.seconds)?;
+        if let Some(bytes) = self.cost.peak_memory {
+            write!(s, ", at most {:.0} MB of memory", bytes as f64 / 1e6)?;
+        }
+        writeln!(
+            s,
+            "; ONNX Runtime {}, {}",
+            self.tool.onnx_runtime, self.tool.machine
+        )
+    }
+}
