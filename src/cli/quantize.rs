@@ -1,8 +1,293 @@
 //! `centerpoint_ptq quantize`: turn a float model into an INT8 one from the frames of a bag.
+//!
+//! Exit codes: 0 the model is written and passed the gate, 3 it is written but the gate refused it (the report says
+//! why), 130 cancelled by SIGINT or SIGTERM with nothing written, 1 any other failure with nothing written, 2 wrong
+//! arguments.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use anyhow::Context;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::detect::{SensorPose, parse_pose};
+use crate::cloud::frames::{Frames, InputOptions};
+use crate::detector::ModelDescription;
+use crate::ptq::progress::{Progress, Silent, Stage};
+use crate::ptq::recipe::{Recipe, Target};
+use crate::ptq::report::Report;
+use crate::ptq::{PtqError, quantize};
+
+/// Exit code for a model that is written but that the gate refused.
+const REFUSED: i32 = 3;
+/// Exit code after SIGINT or SIGTERM.
+const CANCELLED: i32 = 130;
+
+/// The recipe used where none is named.
+const QUICK: &str = include_str!("../../calibration/quick.yaml");
 
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Description of the float model (model.yaml) or the folder that holds it
+    #[arg(long)]
+    model: PathBuf,
+    /// rosbag2 folder, .mcap or .db3 file with the calibration frames
+    #[arg(long)]
+    bag: PathBuf,
+    /// Calibration recipe; by default the quick one
+    #[arg(long)]
+    recipe: Option<PathBuf>,
+    /// Runtime that the INT8 model is for
+    #[arg(long, value_enum, default_value_t = Target::Cpu)]
+    target: Target,
+    /// Folder to write; must not exist
+    #[arg(long)]
+    out: PathBuf,
+    /// Use at most this many frames, spread over the bag, instead of the recipe's number
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    max_frames: Option<u32>,
+    /// Threads, instead of the recipe's number; 0 means one per core
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How to tell the progress
+    #[arg(long, value_enum, default_value_t = ProgressKind::Bar)]
+    progress: ProgressKind,
+    /// Topic of the clouds; may be left out where the bag holds one only
+    #[arg(long)]
+    topic: Option<String>,
+    /// Pose of the sensor in the model's frame, instead of /tf: "x y z roll pitch yaw" in metres and radians
+    #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
+    sensor_pose: Option<SensorPose>,
+}
 
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("quantize is not there yet")
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ProgressKind {
+    /// A bar on standard error, the summary on standard output
+    Bar,
+    /// One JSON object a line on standard output
+    Json,
+    /// Only the summary
+    None,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let stop = watch_signals()?;
+    let kind = args.progress;
+    let result = work(&args, stop);
+    let code = match &result {
+        Ok(report) if report.check.verdict.accepted => 0,
+        Ok(_) => REFUSED,
+        Err(error) if is_cancelled(error) => CANCELLED,
+        Err(_) => 1,
+    };
+    match result {
+        Ok(report) => {
+            let verdict = &report.check.verdict;
+            let text = match kind {
+                ProgressKind::Json => {
+                    let out = args.out.display().to_string();
+                    json!({"event": "done", "out": out, "verdict": verdict}).to_string() + "\n"
+                }
+                _ => format!("{}wrote {}\n", report.summary(), args.out.display()),
+            };
+            // The model is there; a reader that has gone away is no reason to fail.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+        }
+        Err(error) => {
+            if kind == ProgressKind::Json {
+                let event = json!({"event": "error", "message": format!("{error:#}")});
+                let _ = writeln!(std::io::stdout(), "{event}");
+            }
+            if code == 1 {
+                return Err(error);
+            }
+            eprintln!("{error:#}");
+        }
+    }
+    if code != 0 {
+        std::process::exit(code);
+    }
+    Ok(())
+}
+
+fn is_cancelled(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref::<PtqError>(), Some(PtqError::Cancelled))
+}
+
+fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
+    let mut recipe = match &args.recipe {
+        Some(path) => Recipe::load(path)?,
+        None => Recipe::parse(QUICK, Path::new("the built-in recipe"))?,
+    };
+    if let Some(max) = args.max_frames {
+        recipe.frames.max = max as usize;
+    }
+    if let Some(threads) = args.threads {
+        recipe.threads = threads;
+    }
+    let model = ModelDescription::load(&args.model)?;
+    let input = InputOptions {
+        topic: args.topic.clone(),
+        model_frame: Some(model.frame.clone()),
+        sensor_pose: args.sensor_pose.map(|pose| pose.0),
+        sweeps: model.points.sweeps,
+        ..InputOptions::default()
+    };
+    let frames = Frames::open(&args.bag, &input)
+        .with_context(|| format!("cannot read clouds from {}", args.bag.display()))?;
+    // Spread over the bag. A bag that does not say how much it holds is read from its start.
+    let stride = frames
+        .len_hint()
+        .map_or(1, |n| (n / recipe.frames.max).max(1));
+    let frames = frames.step_by(stride);
+    let out = &args.out;
+    let mut bar;
+    let mut lines;
+    let mut silent = Stoppable(stop.clone());
+    let progress: &mut dyn Progress = match args.progress {
+        ProgressKind::Bar if std::io::stderr().is_terminal() => {
+            bar = Bar::new(stop)?;
+            &mut bar
+        }
+        ProgressKind::Json => {
+            lines = JsonLines {
+                stop,
+                start: Instant::now(),
+                last: None,
+            };
+            &mut lines
+        }
+        _ => &mut silent,
+    };
+    Ok(quantize(
+        &model,
+        frames,
+        &recipe,
+        args.target,
+        out,
+        progress,
+    )?)
+}
+
+/// A flag that SIGINT and SIGTERM set. A second signal ends the process the hard way, which leaves at most a hidden
+/// `.partial` folder.
+fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = stop.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("cannot watch for signals")?;
+    let signals = {
+        let _guard = runtime.enter();
+        use tokio::signal::unix::{SignalKind, signal};
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            let (mut interrupt, mut terminate) = signals;
+            runtime.block_on(async move {
+                loop {
+                    tokio::select! {
+                        _ = interrupt.recv() => {}
+                        _ = terminate.recv() => {}
+                    }
+                    if flag.swap(true, Ordering::Relaxed) {
+                        std::process::exit(CANCELLED);
+                    }
+                }
+            });
+        })?;
+    Ok(stop)
+}
+
+struct Stoppable(Arc<AtomicBool>);
+
+impl Progress for Stoppable {
+    fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
+        Silent.update(stage, fraction, detail);
+    }
+    fn cancelled(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+struct Bar {
+    stop: Arc<AtomicBool>,
+    bar: ProgressBar,
+}
+
+impl Bar {
+    fn new(stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
+        let bar = ProgressBar::new(1000);
+        bar.set_style(ProgressStyle::with_template(
+            "{prefix:>8} [{bar:40}] {percent:>3} % {elapsed} gone, {eta} to go  {msg}",
+        )?);
+        Ok(Bar { stop, bar })
+    }
+}
+
+impl Progress for Bar {
+    fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
+        self.bar.set_prefix(stage.name());
+        self.bar.set_message(detail.to_owned());
+        self.bar.set_position((fraction * 1000.0) as u64);
+    }
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+struct JsonLines {
+    stop: Arc<AtomicBool>,
+    start: Instant,
+    /// Stage and time of the last line.
+    last: Option<(Stage, Instant)>,
+}
+
+impl Progress for JsonLines {
+    fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
+        let now = Instant::now();
+        // Ten lines a second are enough for anyone, but each stage says that it started.
+        if fraction < 1.0
+            && self
+                .last
+                .is_some_and(|(s, t)| s == stage && (now - t).as_secs_f64() < 0.1)
+        {
+            return;
+        }
+        self.last = Some((stage, now));
+        let elapsed = self.start.elapsed().as_secs_f64();
+        let eta = (fraction > 0.02)
+            .then(|| (elapsed / fraction * (1.0 - fraction) * 10.0).round() / 10.0);
+        let event = json!({
+            "event": "progress",
+            "stage": stage.name(),
+            "fraction": (fraction * 1e4).round() / 1e4,
+            "eta_s": eta,
+            "detail": detail,
+        });
+        let mut out = std::io::stdout();
+        if writeln!(out, "{event}").and_then(|()| out.flush()).is_err() {
+            // Whoever wanted the model has gone away.
+            self.stop.store(true, Ordering::Relaxed);
+        }
+    }
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
 }

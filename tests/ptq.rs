@@ -1,0 +1,1061 @@
+//! Quantization held against ONNX Runtime: what is rewritten computes the same, what is exported computes what this
+//! crate's own integer arithmetic says, and a whole run makes a model folder that loads and runs on integers.
+//!
+//! These tests need ONNX Runtime; without it they fail and say where it was looked for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use centerpoint_ptq::bag::Stamp;
+use centerpoint_ptq::cloud::{Point, Points};
+use centerpoint_ptq::detector::runtime::{self, RuntimeOptions};
+use centerpoint_ptq::detector::{Detector, ModelDescription};
+use centerpoint_ptq::onnx::proto::{
+    DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
+    TensorProto, TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
+};
+use centerpoint_ptq::onnx::{Model, deconvolution, fold, opset};
+use centerpoint_ptq::ptq::export::{self, Quantization};
+use centerpoint_ptq::ptq::frames::Sample;
+use centerpoint_ptq::ptq::plan::{self, Plan};
+use centerpoint_ptq::ptq::progress::{Progress, Silent, Stage};
+use centerpoint_ptq::ptq::quantizer::{Levels, Quantizer};
+use centerpoint_ptq::ptq::ranges::Extremes;
+use centerpoint_ptq::ptq::recipe::{Recipe, Target};
+use centerpoint_ptq::ptq::weights::LayerWeights;
+use centerpoint_ptq::ptq::{self, PtqError};
+use ndarray::{Array4, ArrayD, IxDyn};
+use ort::value::TensorRef;
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+fn quick() -> Recipe {
+    Recipe::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("calibration/quick.yaml")).unwrap()
+}
+
+fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
+    let dim = |&d: &i64| DimensionProto {
+        value: Some(if d < 0 {
+            DimensionValue::Param(format!("free{}", -d))
+        } else {
+            DimensionValue::Value(d)
+        }),
+        denotation: None,
+    };
+    ValueInfoProto {
+        name: Some(name.into()),
+        r#type: Some(TypeProto {
+            value: Some(TypeValue::Tensor(TensorType {
+                elem_type: Some(1),
+                shape: Some(TensorShapeProto {
+                    dim: dims.iter().map(dim).collect(),
+                }),
+            })),
+            denotation: None,
+        }),
+        ..Default::default()
+    }
+}
+
+fn model(
+    version: i64,
+    node: Vec<NodeProto>,
+    initializer: Vec<TensorProto>,
+    input: Vec<ValueInfoProto>,
+    output: Vec<ValueInfoProto>,
+) -> Model {
+    let proto = ModelProto {
+        ir_version: Some(8),
+        opset_import: vec![OperatorSetIdProto {
+            domain: Some(String::new()),
+            version: Some(version),
+        }],
+        graph: Some(GraphProto {
+            name: Some("test".into()),
+            node,
+            initializer,
+            input,
+            output,
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    Model::from_proto(proto, "test.onnx").unwrap()
+}
+
+fn random(rng: &mut impl Rng, name: &str, dims: &[usize], low: f32, high: f32) -> TensorProto {
+    let data: Vec<f32> = (0..dims.iter().product())
+        .map(|_| rng.random_range(low..high))
+        .collect();
+    TensorProto::f32(name, dims, &data)
+}
+
+/// Runs a model with one input; all outputs by name.
+fn run(model: &Model, input: &ArrayD<f32>) -> HashMap<String, ArrayD<f32>> {
+    let options = RuntimeOptions {
+        threads: 1,
+        ..Default::default()
+    };
+    let mut session = runtime::session_from_bytes(&model.encode(), "test", &options).unwrap();
+    let names = model.output_names();
+    let input_name = model.input_names()[0].clone();
+    let tensor = TensorRef::from_array_view(input.view()).unwrap();
+    let outputs = session
+        .run(ort::inputs![input_name.as_str() => tensor])
+        .unwrap();
+    names
+        .into_iter()
+        .map(|n| {
+            let (shape, values) = outputs[n.as_str()].try_extract_tensor::<f32>().unwrap();
+            let shape: Vec<usize> = shape.iter().map(|&d| d as usize).collect();
+            let array = ArrayD::from_shape_vec(IxDyn(&shape), values.to_vec()).unwrap();
+            (n, array)
+        })
+        .collect()
+}
+
+fn image(rng: &mut impl Rng, dims: [usize; 4]) -> ArrayD<f32> {
+    ArrayD::from_shape_simple_fn(IxDyn(&dims), || rng.random_range(-1.0f32..1.0))
+}
+
+/// Largest difference, as a share of the largest value.
+fn difference(a: &ArrayD<f32>, b: &ArrayD<f32>) -> f32 {
+    assert_eq!(a.shape(), b.shape());
+    let scale = a.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+    assert!(scale > 0.01, "an output of nothing shows nothing");
+    a.iter()
+        .zip(b)
+        .fold(0.0f32, |m, (x, y)| m.max((x - y).abs()))
+        / scale
+}
+
+#[test]
+fn transposed_convolutions_as_1x1_convolutions_compute_what_onnx_runtime_computes() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    for (k, inputs, outputs) in [(1, 5, 3), (2, 4, 6), (3, 7, 2), (4, 3, 5)] {
+        for (bias, relu) in [(false, false), (true, true)] {
+            let mut nodes = vec![];
+            let mut constants = vec![random(&mut rng, "w", &[inputs, outputs, k, k], -1.0, 1.0)];
+            let mut reads = vec!["x", "w"];
+            if bias {
+                constants.push(random(&mut rng, "b", &[outputs], -1.0, 1.0));
+                reads.push("b");
+            }
+            let up = if relu { "t" } else { "y" };
+            nodes.push(
+                NodeProto::new("ConvTranspose", "up", &reads, &[up])
+                    .with_ints("kernel_shape", &[k as i64, k as i64])
+                    .with_ints("strides", &[k as i64, k as i64]),
+            );
+            if relu {
+                nodes.push(NodeProto::new("Relu", "relu", &["t"], &["y"]));
+            }
+            let side = 6 * k as i64;
+            let before = model(
+                17,
+                nodes,
+                constants,
+                vec![value("x", &[1, inputs as i64, 6, 6])],
+                vec![value("y", &[1, outputs as i64, side, side])],
+            );
+            let mut after = before.clone();
+            let rewritten = deconvolution::rewrite(&mut after).unwrap();
+            assert_eq!(rewritten.nodes, ["up"]);
+            assert!(!after.operator_counts().contains_key("ConvTranspose"));
+            let x = image(&mut rng, [1, inputs, 6, 6]);
+            let d = difference(&run(&before, &x)["y"], &run(&after, &x)["y"]);
+            assert!(d < 1e-6, "kernel {k}: {d}");
+        }
+    }
+}
+
+#[test]
+fn a_transposed_convolution_that_overlaps_stays_and_the_reason_is_told() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let mut m = model(
+        17,
+        vec![
+            NodeProto::new("ConvTranspose", "up", &["x", "w"], &["y"])
+                .with_ints("strides", &[2, 2]),
+        ],
+        vec![random(&mut rng, "w", &[2, 2, 3, 3], -1.0, 1.0)],
+        vec![value("x", &[1, 2, 4, 4])],
+        vec![value("y", &[1, 2, 9, 9])],
+    );
+    let rewritten = deconvolution::rewrite(&mut m).unwrap();
+    assert_eq!(rewritten.nodes.len(), 0);
+    assert!(
+        rewritten.kept[0].1.contains("differs from stride"),
+        "{rewritten:?}"
+    );
+}
+
+#[test]
+fn folded_batch_normalization_computes_the_same() {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut constants = vec![
+        random(&mut rng, "w", &[6, 4, 3, 3], -1.0, 1.0),
+        random(&mut rng, "b", &[6], -1.0, 1.0),
+        random(&mut rng, "u", &[6, 2, 2, 2], -1.0, 1.0),
+    ];
+    for (i, channels) in [(0, 6), (1, 4), (2, 6)] {
+        constants.push(random(
+            &mut rng,
+            &format!("gamma{i}"),
+            &[channels],
+            0.5,
+            2.0,
+        ));
+        constants.push(random(
+            &mut rng,
+            &format!("beta{i}"),
+            &[channels],
+            -1.0,
+            1.0,
+        ));
+        constants.push(random(
+            &mut rng,
+            &format!("mean{i}"),
+            &[channels],
+            -1.0,
+            1.0,
+        ));
+        constants.push(random(&mut rng, &format!("var{i}"), &[channels], 0.1, 2.0));
+    }
+    let bn = |i: usize, from: &str, to: &str| {
+        let parts = ["gamma", "beta", "mean", "var"].map(|p| format!("{p}{i}"));
+        let mut inputs = vec![from];
+        inputs.extend(parts.iter().map(String::as_str));
+        NodeProto::new("BatchNormalization", &format!("bn{i}"), &inputs, &[to])
+    };
+    let pads = |n: NodeProto| n.with_ints("pads", &[1, 1, 1, 1]);
+    let before = model(
+        17,
+        vec![
+            pads(NodeProto::new("Conv", "conv", &["x", "w", "b"], &["c"])),
+            bn(0, "c", "cn"),
+            NodeProto::new("Relu", "relu", &["cn"], &["r"]),
+            // Two groups of three inputs and two outputs.
+            NodeProto::new("ConvTranspose", "up", &["r", "u"], &["t"])
+                .with_ints("strides", &[2, 2])
+                .with_int("group", 2),
+            bn(1, "t", "y"),
+            // The same weights and bias once more, with another normalization.
+            pads(NodeProto::new("Conv", "twin", &["x", "w", "b"], &["d"])),
+            bn(2, "d", "z"),
+        ],
+        constants,
+        vec![value("x", &[1, 4, 8, 8])],
+        vec![value("y", &[1, 4, 16, 16]), value("z", &[1, 6, 8, 8])],
+    );
+    let mut after = before.clone();
+    assert_eq!(fold::batch_norm(&mut after).unwrap(), ["bn0", "bn1", "bn2"]);
+    assert!(!after.operator_counts().contains_key("BatchNormalization"));
+    let x = image(&mut rng, [1, 4, 8, 8]);
+    let (a, b) = (run(&before, &x), run(&after, &x));
+    for name in ["y", "z"] {
+        let d = difference(&a[name], &b[name]);
+        assert!(d < 1e-5, "{name}: {d}");
+    }
+}
+
+#[test]
+fn a_raised_operator_set_computes_the_same() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let before = model(
+        11,
+        vec![
+            NodeProto::new("Unsqueeze", "in", &["x"], &["a"]).with_ints("axes", &[2]),
+            NodeProto::new("ReduceSum", "sum", &["a"], &["b"])
+                .with_ints("axes", &[3])
+                .with_int("keepdims", 1),
+            NodeProto::new("Squeeze", "out", &["b"], &["c"]).with_ints("axes", &[2]),
+            NodeProto::new("Softmax", "soft", &["c"], &["d"]).with_int("axis", -1),
+            NodeProto::new("Split", "split", &["x"], &["e", "f"])
+                .with_int("axis", 1)
+                .with_ints("split", &[1, 3]),
+            NodeProto::new("Dropout", "drop", &["e"], &["g"]),
+            NodeProto::new("Mul", "mul", &["d", "g"], &["y"]),
+        ],
+        vec![],
+        vec![value("x", &[1, 4, 1, 5])],
+        vec![value("y", &[-1, -2, -3, -4])],
+    );
+    let mut after = before.clone();
+    assert!(opset::raise(&mut after, 17).unwrap());
+    let x = image(&mut rng, [1, 4, 1, 5]);
+    assert!(difference(&run(&before, &x)["y"], &run(&after, &x)["y"]) < 1e-6);
+}
+
+/// Two convolutions side by side, joined, and a third on top; everything quantized.
+fn small_graph(rng: &mut impl Rng) -> Model {
+    model(
+        17,
+        vec![
+            NodeProto::new("Conv", "left", &["x", "wl", "bl"], &["l"])
+                .with_ints("pads", &[1, 1, 1, 1])
+                .with_ints("strides", &[2, 2]),
+            NodeProto::new("Relu", "left_relu", &["l"], &["lr"]),
+            NodeProto::new("ConvTranspose", "up", &["lr", "wu", "bu"], &["u"])
+                .with_ints("strides", &[2, 2]),
+            NodeProto::new("Relu", "up_relu", &["u"], &["ur"]),
+            NodeProto::new("Conv", "right", &["x", "wr", "br"], &["r"])
+                .with_ints("pads", &[1, 1, 1, 1]),
+            NodeProto::new("Relu", "right_relu", &["r"], &["rr"]),
+            NodeProto::new("Concat", "cat", &["ur", "rr"], &["c"]).with_int("axis", 1),
+            NodeProto::new("Conv", "top", &["c", "wt", "bt"], &["t"])
+                .with_ints("pads", &[1, 1, 1, 1]),
+            NodeProto::new("Relu", "top_relu", &["t"], &["y"]),
+        ],
+        vec![
+            random(rng, "wl", &[6, 4, 3, 3], -0.5, 0.5),
+            random(rng, "bl", &[6], -0.2, 0.2),
+            random(rng, "wu", &[6, 5, 2, 2], -0.5, 0.5),
+            random(rng, "bu", &[5], -0.2, 0.2),
+            random(rng, "wr", &[3, 4, 3, 3], -0.5, 0.5),
+            random(rng, "br", &[3], -0.2, 0.2),
+            random(rng, "wt", &[7, 8, 3, 3], -0.5, 0.5),
+            random(rng, "bt", &[7], -0.2, 0.2),
+        ],
+        vec![value("x", &[1, 4, 12, 12])],
+        vec![value("y", &[1, 7, 12, 12])],
+    )
+}
+
+/// Weights and activations calibrated on one input.
+fn calibrated(graph: &Model, recipe: &Recipe, target: Target, x: &ArrayD<f32>) -> Quantization {
+    let settings = recipe.target(target);
+    let plan = Plan::new(graph, recipe, settings).unwrap();
+    let weights: Vec<LayerWeights> = plan
+        .layers
+        .iter()
+        .map(|l| {
+            let w = graph.initializer_f32(&l.weight).unwrap();
+            LayerWeights::calibrate(
+                &w,
+                l.axis,
+                Levels::symmetric(l.weight_bits),
+                &recipe.weights.search,
+            )
+            .unwrap()
+        })
+        .collect();
+    let mut watched = graph.clone();
+    for tensor in plan.groups.iter().flat_map(|g| &g.sources) {
+        if tensor != "x" && tensor != "y" {
+            watched
+                .graph_mut()
+                .output
+                .push(value(tensor, &[-1, -2, -3, -4]));
+        }
+    }
+    let seen = run(&watched, x);
+    let activations = plan
+        .groups
+        .iter()
+        .map(|g| {
+            let mut extremes = Extremes::default();
+            for tensor in &g.sources {
+                let values = if tensor == "x" { x } else { &seen[tensor] };
+                extremes.add(values.as_slice().unwrap());
+            }
+            settings.activations.max_min(&extremes, g.bits)
+        })
+        .collect();
+    let mut quantization = Quantization {
+        plan,
+        weights,
+        activations,
+    };
+    quantization.fit_biases(graph).unwrap();
+    quantization
+}
+
+/// A plain convolution over integers: exact sums, one rounding at the end.
+fn integer_convolution(
+    input: &Array4<i32>,
+    input_zero: i32,
+    weights: &LayerWeights,
+    bias: &[i64],
+    (stride, pad): (usize, usize),
+) -> Array4<i64> {
+    let &[outputs, inputs, kernel, _] = weights.dims.as_slice() else {
+        panic!("four axes");
+    };
+    let (_, _, height, width) = input.dim();
+    let size = |n: usize| (n + 2 * pad - kernel) / stride + 1;
+    Array4::from_shape_fn((1, outputs, size(height), size(width)), |(_, o, y, x)| {
+        let mut sum = bias[o];
+        for i in 0..inputs {
+            for dy in 0..kernel {
+                for dx in 0..kernel {
+                    let (sy, sx) = (
+                        (y * stride + dy).wrapping_sub(pad),
+                        (x * stride + dx).wrapping_sub(pad),
+                    );
+                    if sy < height && sx < width {
+                        let w = weights.integers[((o * inputs + i) * kernel + dy) * kernel + dx];
+                        sum += i64::from(input[[0, i, sy, sx]] - input_zero) * i64::from(w);
+                    }
+                }
+            }
+        }
+        sum
+    })
+}
+
+/// The graph of [`small_graph`] in integers only, by this crate's own quantizers.
+fn integer_forward(graph: &Model, q: &Quantization, x: &ArrayD<f32>) -> Array4<i32> {
+    let quantizer = |tensor: &str| -> Quantizer { q.activations[q.plan.group_of(tensor).unwrap()] };
+    let layer = |name: &str, input: &Array4<i32>, geometry: (usize, usize)| -> Array4<i32> {
+        let at = q.plan.layers.iter().position(|l| l.name == name).unwrap();
+        let (l, w) = (&q.plan.layers[at], &q.weights[at]);
+        let (from, to) = (quantizer(&l.input), quantizer(&l.output));
+        let bias = graph
+            .initializer_f32(l.bias.as_ref().unwrap())
+            .unwrap()
+            .data;
+        let scales = w.scales();
+        let bias: Vec<i64> = bias
+            .iter()
+            .zip(&scales)
+            .map(|(b, s)| (b / (s * from.scale)).round_ties_even() as i64)
+            .collect();
+        let sums = integer_convolution(input, from.zero_point, w, &bias, geometry);
+        Array4::from_shape_fn(sums.dim(), |(n, c, y, x)| {
+            let value = sums[[n, c, y, x]] as f32 * (scales[c] * from.scale);
+            // The Relu of unsigned integers is their lower end.
+            to.quantize(value.max(0.0))
+        })
+    };
+    let input = x.view().into_dimensionality::<ndarray::Ix4>().unwrap();
+    let input = input.mapv(|v| quantizer("x").quantize(v));
+    let left = layer("left", &input, (2, 1));
+    let wide = layer("up", &left, (1, 0));
+    let (_, channels, height, width) = wide.dim();
+    let up = Array4::from_shape_fn((1, channels / 4, height * 2, width * 2), |(_, c, y, x)| {
+        wide[[0, (y % 2 * 2 + x % 2) * (channels / 4) + c, y / 2, x / 2]]
+    });
+    let right = layer("right", &input, (1, 1));
+    let cat = ndarray::concatenate![ndarray::Axis(1), up, right];
+    layer("top", &cat, (1, 1))
+}
+
+#[test]
+fn the_exported_model_computes_our_own_integer_arithmetic_within_one_step() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let mut recipe = quick();
+    recipe.keep_float.head_outputs = false;
+    for weight_bits in [8, 4] {
+        recipe.weights.bits = weight_bits;
+        let graph = plan::prepare(small_graph(&mut rng)).unwrap().model;
+        let x = image(&mut rng, [1, 4, 12, 12]);
+        let quantization = calibrated(&graph, &recipe, Target::Cpu, &x);
+        let exported = export::qdq(&graph, &quantization, recipe.target(Target::Cpu)).unwrap();
+        let got = &run(&exported, &x)["y"];
+        let expected = integer_forward(&graph, &quantization, &x);
+        let out = quantization.activations[quantization.plan.group_of("y").unwrap()];
+        let (mut exact, mut worst) = (0usize, 0);
+        for (g, e) in got.iter().zip(expected.iter()) {
+            let steps = (out.quantize(*g) - e).abs();
+            exact += usize::from(steps == 0);
+            worst = worst.max(steps);
+        }
+        // An integer off by one in a middle layer may move the last by more than its own rounding.
+        let share = exact as f32 / got.len() as f32;
+        assert!(
+            worst <= 1 && share > 0.99,
+            "{weight_bits} bits: {worst} steps, {share} exact"
+        );
+        // And the whole is near the float model.
+        let d = difference(&run(&graph, &x)["y"], got);
+        assert!(d < if weight_bits == 8 { 0.03 } else { 0.4 }, "{d}");
+    }
+}
+
+#[test]
+fn the_integers_in_the_file_are_ours() {
+    let mut rng = ChaCha8Rng::seed_from_u64(6);
+    let mut recipe = quick();
+    recipe.keep_float.head_outputs = false;
+    let graph = plan::prepare(small_graph(&mut rng)).unwrap().model;
+    let x = image(&mut rng, [1, 4, 12, 12]);
+    for target in [Target::Cpu, Target::TensorRt] {
+        let q = calibrated(&graph, &recipe, target, &x);
+        let bytes = export::qdq(&graph, &q, recipe.target(target))
+            .unwrap()
+            .encode();
+        let read = Model::decode(&bytes, "read back").unwrap();
+        for (layer, w) in q.plan.layers.iter().zip(&q.weights) {
+            let node = read
+                .graph()
+                .node
+                .iter()
+                .find(|n| n.name.as_deref() == Some(&layer.name))
+                .unwrap();
+            let source = |value: &str| {
+                read.graph()
+                    .node
+                    .iter()
+                    .find(|n| n.output[0] == value)
+                    .unwrap()
+            };
+            let dq = source(&node.input[1]);
+            assert!(dq.is("DequantizeLinear"));
+            let stored = read.initializer(&dq.input[0]).unwrap().to_i64().unwrap();
+            assert_eq!(stored.dims, w.dims);
+            assert!(
+                stored
+                    .data
+                    .iter()
+                    .zip(&w.integers)
+                    .all(|(a, b)| *a == i64::from(*b))
+            );
+            assert_eq!(read.initializer_f32(&dq.input[1]).unwrap().data, w.scales());
+            let activation = source(&node.input[0]);
+            let scale = read.initializer_f32(&activation.input[1]).unwrap().data;
+            assert_eq!(
+                scale,
+                [q.activations[q.plan.group_of(&layer.input).unwrap()].scale]
+            );
+            // TensorRT wants its bias in float.
+            let bias_is_constant = read.initializer(&node.input[2]).is_some();
+            assert_eq!(bias_is_constant, target == Target::TensorRt);
+        }
+    }
+}
+
+#[test]
+fn four_bit_activations_are_clipped_to_sixteen_levels() {
+    let mut rng = ChaCha8Rng::seed_from_u64(7);
+    let mut recipe = quick();
+    recipe.keep_float.head_outputs = false;
+    recipe.activations.bits = 4;
+    let graph = plan::prepare(small_graph(&mut rng)).unwrap().model;
+    let x = image(&mut rng, [1, 4, 12, 12]);
+    let q = calibrated(&graph, &recipe, Target::Cpu, &x);
+    let exported = export::qdq(&graph, &q, recipe.target(Target::Cpu)).unwrap();
+    let y = run(&exported, &x.mapv(|v| v * 3.0))["y"].clone();
+    let mut levels: Vec<i32> = y.iter().map(|v| v.to_bits() as i32).collect();
+    levels.sort_unstable();
+    levels.dedup();
+    assert!((3..=16).contains(&levels.len()), "{} levels", levels.len());
+}
+
+#[test]
+fn real_encoders_survive_a_round_trip_byte_by_byte_and_compute_the_same_at_opset_17() {
+    let Some(data) = std::env::var_os("CENTERPOINT_PTQ_DATA") else {
+        eprintln!("skipped: CENTERPOINT_PTQ_DATA is not set, no real ONNX files to read");
+        return;
+    };
+    let mut files: Vec<PathBuf> = std::fs::read_dir(PathBuf::from(data).join("onnx"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 4);
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    for file in files {
+        let bytes = std::fs::read(&file).unwrap();
+        let before = Model::load(&file).unwrap();
+        assert!(before.encode() == bytes, "{} changed", file.display());
+        let mut after = before.clone();
+        fold::constants(&mut after).unwrap();
+        fold::batch_norm(&mut after).unwrap();
+        assert!(opset::raise(&mut after, 17).unwrap());
+        let input = before.input_names()[0].clone();
+        let shape: Vec<usize> = before
+            .value_shape(&input)
+            .unwrap()
+            .into_iter()
+            .map(|d| d.map_or(7, |d| d as usize))
+            .collect();
+        let x = ArrayD::from_shape_simple_fn(IxDyn(&shape), || rng.random_range(-1.0f32..1.0));
+        let (a, b) = (run(&before, &x), run(&after, &x));
+        for (name, value) in &a {
+            let d = difference(value, &b[name]);
+            assert!(d < 1e-5, "{} {name}: {d}", file.display());
+        }
+    }
+}
+
+/// A small two-part model on a grid of 32 x 32 cells whose heatmap fires on dense pillars.
+fn model_folder(folder: &Path) -> ModelDescription {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let encoder = model(
+        17,
+        vec![
+            NodeProto::new("MatMul", "linear", &["points", "w"], &["a"]),
+            NodeProto::new("Relu", "relu", &["a"], &["b"]),
+            NodeProto::new("ReduceMax", "max", &["b"], &["pillars"])
+                .with_ints("axes", &[1])
+                .with_int("keepdims", 1),
+        ],
+        vec![random(&mut rng, "w", &[9, 8], -0.4, 0.6)],
+        vec![value("points", &[-1, 8, 9])],
+        vec![value("pillars", &[-1, 1, 8])],
+    );
+    encoder.save(folder.join("encoder.onnx")).unwrap();
+    let mut nodes = vec![
+        NodeProto::new("Conv", "b0", &["spatial", "w0", "c0"], &["b0"])
+            .with_ints("pads", &[1, 1, 1, 1])
+            .with_ints("strides", &[2, 2]),
+        NodeProto::new("Relu", "b0_relu", &["b0"], &["b0r"]),
+        NodeProto::new("Conv", "b1", &["b0r", "w1", "c1"], &["b1"])
+            .with_ints("pads", &[1, 1, 1, 1])
+            .with_ints("strides", &[2, 2]),
+        NodeProto::new("Relu", "b1_relu", &["b1"], &["b1r"]),
+        NodeProto::new("Conv", "lateral", &["b0r", "wl"], &["la"]),
+        NodeProto::new("Relu", "lateral_relu", &["la"], &["lar"]),
+        NodeProto::new("ConvTranspose", "up", &["b1r", "wu"], &["up"])
+            .with_ints("strides", &[2, 2]),
+        NodeProto::new(
+            "BatchNormalization",
+            "bn",
+            &["up", "g", "be", "me", "va"],
+            &["upn"],
+        ),
+        NodeProto::new("Relu", "up_relu", &["upn"], &["upr"]),
+        NodeProto::new("Concat", "cat", &["lar", "upr"], &["cat"]).with_int("axis", 1),
+    ];
+    let mut constants = vec![
+        random(&mut rng, "w0", &[16, 8, 3, 3], -0.2, 0.3),
+        random(&mut rng, "c0", &[16], -0.1, 0.1),
+        random(&mut rng, "w1", &[16, 16, 3, 3], -0.1, 0.12),
+        random(&mut rng, "c1", &[16], -0.1, 0.1),
+        random(&mut rng, "wl", &[8, 16, 1, 1], -0.2, 0.3),
+        random(&mut rng, "wu", &[16, 8, 2, 2], -0.2, 0.3),
+        random(&mut rng, "g", &[8], 0.5, 1.0),
+        random(&mut rng, "be", &[8], -0.1, 0.1),
+        random(&mut rng, "me", &[8], -0.1, 0.1),
+        random(&mut rng, "va", &[8], 0.5, 1.0),
+    ];
+    let mut outputs = Vec::new();
+    for (head, channels, bias) in [
+        ("heatmap", 2usize, -2.0f32),
+        ("reg", 2, 0.5),
+        ("height", 1, 0.0),
+        ("dim", 3, 0.5),
+        ("rot", 2, 0.7),
+    ] {
+        let (h, w, c) = (
+            format!("{head}_h"),
+            format!("{head}_w"),
+            format!("{head}_c"),
+        );
+        let (a, r) = (format!("{head}_a"), format!("{head}_r"));
+        nodes.push(
+            NodeProto::new("Conv", &format!("{head}_0"), &["cat", &h], &[&a])
+                .with_ints("pads", &[1, 1, 1, 1]),
+        );
+        nodes.push(NodeProto::new(
+            "Relu",
+            &format!("{head}_relu"),
+            &[&a],
+            &[&r],
+        ));
+        nodes.push(NodeProto::new(
+            "Conv",
+            &format!("{head}_1"),
+            &[&r, &w, &c],
+            &[head],
+        ));
+        constants.push(random(&mut rng, &h, &[8, 16, 3, 3], -0.1, 0.1));
+        let spread = if head == "heatmap" { 0.2 } else { 0.01 };
+        constants.push(random(&mut rng, &w, &[channels, 8, 1, 1], -spread, spread));
+        constants.push(TensorProto::f32(&c, &[channels], &vec![bias; channels]));
+        outputs.push(value(head, &[1, channels as i64, 16, 16]));
+    }
+    let backbone = model(
+        17,
+        nodes,
+        constants,
+        vec![value("spatial", &[1, 8, 32, 32])],
+        outputs,
+    );
+    backbone.save(folder.join("backbone.onnx")).unwrap();
+    let yaml = "
+format: 1
+name: small
+layout: two_part
+classes: [CAR, PEDESTRIAN]
+encoder: { file: encoder.onnx, input: points, output: pillars }
+backbone:
+  file: backbone.onnx
+  input: spatial
+  outputs: { heatmap: heatmap, reg: reg, height: height, dim: dim, rot: rot }
+points: { features: [x, y, z, time_lag] }
+grid:
+  min: [-12.8, -12.8, -3.0]
+  max: [12.8, 12.8, 5.0]
+  pillar: [0.8, 0.8]
+  max_pillars: 2000
+  max_points: 8
+  decorations: [cluster_xyz, centre_xy]
+  downsample: 2
+head: { heatmap: logit, dim_scale: log, dim_order: wlh, rot_order: sin_cos, yaw: legacy }
+post: { peak_kernel: 3, score_thresholds: [0.3, 0.3] }
+";
+    let path = folder.join("model.yaml");
+    std::fs::write(&path, yaml).unwrap();
+    ModelDescription::load(&path).unwrap()
+}
+
+/// Clusters of points here and there.
+fn samples(count: usize) -> Vec<Result<Sample, std::io::Error>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(10);
+    (0..count)
+        .map(|i| {
+            let mut points = Vec::new();
+            for _cluster in 0..12 {
+                let (cx, cy) = (
+                    rng.random_range(-11.0f32..11.0),
+                    rng.random_range(-11.0f32..11.0),
+                );
+                for _point in 0..60 {
+                    points.push(Point {
+                        x: cx + rng.random_range(-1.0..1.0),
+                        y: cy + rng.random_range(-1.0..1.0),
+                        z: rng.random_range(-1.0..1.0),
+                        ..Default::default()
+                    });
+                }
+            }
+            Ok(Sample {
+                stamp: Stamp(i as i64 * 100_000_000),
+                points: Points(points),
+            })
+        })
+        .collect()
+}
+
+/// The small model finds little in a frame, so it takes many frames to judge it.
+fn many() -> Recipe {
+    let mut recipe = quick();
+    recipe.frames.max = 160;
+    recipe
+}
+
+fn entries(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_writes_a_model_folder_whose_layers_all_run_on_integers() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let out = folder.path().join("int8");
+    let recipe = many();
+    let report = ptq::quantize(
+        &float,
+        samples(160).into_iter(),
+        &recipe,
+        Target::Cpu,
+        &out,
+        &mut Silent,
+    )
+    .unwrap();
+
+    assert_eq!(
+        entries(&out),
+        [
+            "backbone.onnx",
+            "encoder.onnx",
+            "model.yaml",
+            "report.json",
+            "report.txt"
+        ]
+    );
+    assert_eq!(
+        entries(folder.path()),
+        ["backbone.onnx", "encoder.onnx", "int8", "model.yaml"]
+    );
+    assert_eq!(
+        (report.frames.calibration, report.frames.held_out),
+        (120, 40)
+    );
+
+    // Every quantized convolution, the deconvolution among them, ran as an integer kernel.
+    let kernels = &report.check.kernels;
+    assert_eq!(report.layers.len(), 9);
+    assert!(
+        report.layers.iter().all(|l| l.integer_kernel),
+        "{kernels:#?}"
+    );
+    assert_eq!(kernels.integer_convolutions, 9, "{kernels:#?}");
+    assert_eq!(
+        kernels.float_convolutions, 5,
+        "the last of each head stays in float"
+    );
+    assert!(kernels.integer_multiplications.unwrap() > 0.9);
+    assert_eq!(report.changes.rewritten_deconvolutions, ["up"]);
+    assert_eq!(report.changes.folded_batch_norms, ["bn"]);
+
+    // The search is never worse than max-min, and weights are finer than activations.
+    for t in &report.tensors {
+        assert!(t.error_chosen <= t.error_max_min, "{t:?}");
+        assert!(t.error_chosen < 0.01, "{t:?}");
+    }
+    for l in &report.layers {
+        assert!(
+            l.error_chosen <= l.error_max_min && l.error_chosen < 0.001,
+            "{l:?}"
+        );
+    }
+
+    // It agrees with the float model, on boxes there are.
+    let total = &report.check.agreement.total;
+    assert!(total.matched > 25, "{}", report.summary());
+    assert!(report.check.verdict.accepted, "{}", report.summary());
+
+    // The folder is a model like any other, and says what made it.
+    let int8 = ModelDescription::load(&out).unwrap();
+    let mut detector = Detector::load(&int8, &RuntimeOptions::default()).unwrap();
+    let found: usize = samples(40)
+        .into_iter()
+        .map(|s| {
+            detector
+                .detect(&s.unwrap().points)
+                .unwrap()
+                .detections
+                .len()
+        })
+        .sum();
+    assert!(found > 20, "{found}");
+    let file = Model::load(int8.backbone_path()).unwrap();
+    let expected = &report.float_files[1].sha256;
+    assert_eq!(
+        file.metadata("centerpoint_ptq.float_sha256"),
+        Some(expected.as_str())
+    );
+    assert_eq!(
+        file.metadata("centerpoint_ptq.calibration_frames"),
+        Some("120")
+    );
+    assert_eq!(file.metadata("centerpoint_ptq.accepted"), Some("true"));
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(out.join("report.json")).unwrap()).unwrap();
+    assert_eq!(json["check"]["verdict"]["accepted"], true);
+    assert_eq!(json["frames"]["list"].as_array().unwrap().len(), 160);
+    // An INT8 model cannot be quantized again.
+    let again = ptq::quantize(
+        &int8,
+        samples(160).into_iter(),
+        &recipe,
+        Target::Cpu,
+        &folder.path().join("again"),
+        &mut Silent,
+    );
+    assert!(matches!(again, Err(PtqError::NotFloat { .. })));
+}
+
+#[test]
+fn the_same_frames_give_the_same_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let mut recipe = quick();
+    let bytes = ["a", "b"].map(|name| {
+        let out = folder.path().join(name);
+        // Whatever the number of threads.
+        recipe.threads += 1;
+        let report = ptq::quantize(
+            &float,
+            samples(24).into_iter(),
+            &recipe,
+            Target::Cpu,
+            &out,
+            &mut Silent,
+        )
+        .unwrap();
+        let mut model = Model::load(out.join("backbone.onnx")).unwrap();
+        model.proto_mut().metadata_props.clear();
+        (model.encode(), report.frames.sha256)
+    });
+    assert!(bytes[0] == bytes[1]);
+}
+
+#[test]
+fn a_tensorrt_model_is_symmetric_int8_and_agrees_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let out = folder.path().join("int8");
+    let report = ptq::quantize(
+        &float,
+        samples(160).into_iter(),
+        &many(),
+        Target::TensorRt,
+        &out,
+        &mut Silent,
+    )
+    .unwrap();
+    assert!(
+        report
+            .tensors
+            .iter()
+            .all(|t| t.chosen.zero_point == 0 && t.chosen.levels.min == -128)
+    );
+    assert!(report.check.verdict.accepted, "{}", report.summary());
+    let model = Model::load(out.join("backbone.onnx")).unwrap();
+    assert!(
+        model
+            .graph()
+            .initializer
+            .iter()
+            .all(|t| t.data_type != Some(2)),
+        "no uint8 anywhere"
+    );
+}
+
+#[test]
+fn a_gate_that_cannot_be_met_refuses_but_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let out = folder.path().join("int8");
+    let mut recipe = quick();
+    // Two bits cannot carry this.
+    recipe.weights.bits = 2;
+    recipe.activations.bits = 2;
+    let report = ptq::quantize(
+        &float,
+        samples(24).into_iter(),
+        &recipe,
+        Target::Cpu,
+        &out,
+        &mut Silent,
+    )
+    .unwrap();
+    assert!(!report.check.verdict.accepted, "{}", report.summary());
+    assert!(report.summary().contains("REFUSED"));
+    assert!(out.join("model.yaml").is_file());
+}
+
+struct StopAt(Stage, bool);
+
+impl Progress for StopAt {
+    fn update(&mut self, stage: Stage, _fraction: f64, _detail: &str) {
+        self.1 |= stage == self.0;
+    }
+    fn cancelled(&self) -> bool {
+        self.1
+    }
+}
+
+#[test]
+fn cancelled_at_any_stage_nothing_is_left() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let before = entries(folder.path());
+    for stage in [
+        Stage::Frames,
+        Stage::Weights,
+        Stage::Ranges,
+        Stage::Search,
+        Stage::Export,
+        Stage::Check,
+    ] {
+        let out = folder.path().join("int8");
+        let mut stop = StopAt(stage, false);
+        let result = ptq::quantize(
+            &float,
+            samples(24).into_iter(),
+            &quick(),
+            Target::Cpu,
+            &out,
+            &mut stop,
+        );
+        assert!(
+            matches!(result, Err(PtqError::Cancelled)),
+            "{stage:?}: {result:?}"
+        );
+        assert_eq!(entries(folder.path()), before, "{stage:?}");
+    }
+}
+
+#[test]
+fn what_a_killed_run_left_goes_with_the_next_run_and_what_is_in_use_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let [dead, alive, other] =
+        ["dead", "alive", "other"].map(|n| folder.path().join(format!(".{n}.partial")));
+    for path in [&dead, &alive, &other] {
+        std::fs::create_dir(path).unwrap();
+        std::fs::write(path.join("backbone.onnx"), "half of it").unwrap();
+    }
+    std::fs::write(dead.join("centerpoint_ptq.lock"), "").unwrap();
+    let lock = std::fs::File::create(alive.join("centerpoint_ptq.lock")).unwrap();
+    lock.lock().unwrap();
+    let out = folder.path().join("int8");
+    let result = ptq::quantize(
+        &float,
+        samples(3).into_iter(),
+        &quick(),
+        Target::Cpu,
+        &out,
+        &mut Silent,
+    );
+    assert!(matches!(result, Err(PtqError::TooFewFrames { .. })));
+    assert!(!dead.exists() && alive.exists() && other.exists());
+}
+
+#[test]
+fn bad_input_is_an_error_that_says_what_and_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let before = entries(folder.path());
+    let out = folder.path().join("int8");
+    let error =
+        |float: &ModelDescription, frames: Vec<Result<Sample, std::io::Error>>, out: &Path| {
+            ptq::quantize(
+                float,
+                frames.into_iter(),
+                &quick(),
+                Target::Cpu,
+                out,
+                &mut Silent,
+            )
+            .unwrap_err()
+            .to_string()
+        };
+    let empty = || {
+        Ok(Sample {
+            stamp: Stamp(0),
+            points: Points(vec![]),
+        })
+    };
+    let far = |i: usize| {
+        let point = Point {
+            x: 500.0,
+            ..Default::default()
+        };
+        Ok(Sample {
+            stamp: Stamp(i as i64),
+            points: Points(vec![point]),
+        })
+    };
+    assert!(error(&float, samples(9), &out).contains("too few frames: 9"));
+    assert!(error(&float, vec![], &out).contains("too few frames: 0"));
+    assert!(
+        error(&float, (0..30).map(|_| empty()).collect(), &out).contains("all 30 frames are empty")
+    );
+    assert!(error(&float, (0..30).map(far).collect(), &out).contains("frames are empty"));
+    let mut broken = samples(5);
+    broken.push(Err(std::io::Error::other("the bag ends here")));
+    let message = error(&float, broken, &out);
+    assert!(
+        message.contains("frame 5") && message.contains("the bag ends here"),
+        "{message}"
+    );
+    assert!(error(&float, samples(40), folder.path()).contains("exists already"));
+
+    let mut damaged = float.clone();
+    std::fs::write(folder.path().join("damaged.onnx"), b"\x08\x08garbage").unwrap();
+    damaged.backbone.file = "damaged.onnx".into();
+    assert!(error(&damaged, samples(40), &out).contains("damaged.onnx"));
+    std::fs::remove_file(folder.path().join("damaged.onnx")).unwrap();
+    assert_eq!(entries(folder.path()), before);
+}

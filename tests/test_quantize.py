@@ -1,0 +1,259 @@
+"""`centerpoint_ptq quantize` from the outside: what it writes is standard ONNX by onnx.checker, holds the weights
+that NumPy computes from the float file, and runs on integers in the onnxruntime that Python has.
+
+`make test` builds the program first; CENTERPOINT_PTQ_BIN names another one.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import yaml
+from onnx import numpy_helper
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "models" / "demo"
+BACKBONE = "pts_backbone_neck_head.onnx"
+REFUSED = 3
+
+
+@pytest.fixture(scope="session")
+def program() -> Path:
+    named = os.environ.get("CENTERPOINT_PTQ_BIN")
+    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
+    path = Path(named) if named else target / "release" / "centerpoint_ptq"
+    if not path.is_file():
+        pytest.fail(f"{path} is not there; `cargo build --release` makes it")
+    return path
+
+
+@pytest.fixture(scope="session")
+def bag(program, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("bag") / "drive"
+    command = [program, "simulate", "--sensor", "os32", "--frames", "32", "--seed", "5", "--out", out]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def quantize(program, bag, out, *extra, model=MODEL):
+    command = [program, "quantize", "--model", model, "--bag", bag, "--out", out, "--progress", "json", *extra]
+    return subprocess.run(command, capture_output=True, text=True, timeout=900)
+
+
+@pytest.fixture(scope="session")
+def quantized(program, bag, tmp_path_factory):
+    out = tmp_path_factory.mktemp("model") / "int8"
+    result = quantize(program, bag, out, "--recipe", ROOT / "calibration" / "quick.yaml")
+    # A model that sees nothing on this drive is refused by the gate, but written.
+    assert result.returncode in (0, REFUSED), result.stderr
+    return out, [json.loads(line) for line in result.stdout.splitlines()], result.returncode
+
+
+def constants(model):
+    values = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Identity" and node.input[0] in values:
+            values[node.output[0]] = values[node.input[0]]
+        if node.op_type == "Constant":
+            values[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return values
+
+
+def folded_weights(path):
+    """Weights of the float file by node name, normalization folded and deconvolutions as 1x1, in NumPy."""
+    model = onnx.load(path)
+    values = constants(model)
+    weights = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose"):
+            continue
+        weight = values[node.input[1]].astype(np.float64)
+        followers = [n for n in model.graph.node if node.output[0] in n.input]
+        if [n.op_type for n in followers] == ["BatchNormalization"]:
+            gamma, _, _, var = (values[i].astype(np.float64) for i in followers[0].input[1:])
+            factor = gamma / np.sqrt(var + next(a.f for a in followers[0].attribute if a.name == "epsilon"))
+            weight *= factor.reshape((-1, 1, 1, 1) if node.op_type == "Conv" else (1, -1, 1, 1))
+        if node.op_type == "ConvTranspose":
+            inputs, outputs, k, _ = weight.shape
+            weight = weight.transpose(2, 3, 1, 0).reshape(k * k * outputs, inputs, 1, 1)
+        weights[node.name] = weight
+    return weights
+
+
+def test_the_file_is_valid_and_says_what_made_it(quantized):
+    out, _, _ = quantized
+    model = onnx.load(out / BACKBONE)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version >= 17
+    metadata = {p.key: p.value for p in model.metadata_props}
+    assert metadata["centerpoint_ptq.target"] == "cpu"
+    assert int(metadata["centerpoint_ptq.calibration_frames"]) == 24
+    assert json.loads(metadata["centerpoint_ptq.recipe_json"])["name"] == "quick"
+    interface = lambda m: [(v.name, v.type) for v in [*m.graph.input, *m.graph.output]]
+    assert interface(model) == interface(onnx.load(MODEL / BACKBONE))
+
+
+def test_the_integers_are_the_float_weights_to_half_a_step_or_clipped(quantized):
+    out, _, _ = quantized
+    model = onnx.load(out / BACKBONE)
+    values = constants(model)
+    sources = {n.output[0]: n for n in model.graph.node}
+    expected = folded_weights(MODEL / BACKBONE)
+    checked = 0
+    for node in model.graph.node:
+        if node.op_type != "Conv" or node.input[1] in values:
+            continue
+        integers, scales, zeros = (values[i] for i in sources[node.input[1]].input)
+        assert integers.dtype == np.int8 and not zeros.any() and (scales > 0).all()
+        weight = expected[node.name]
+        assert integers.shape == weight.shape
+        steps = weight / scales.astype(np.float64).reshape(-1, 1, 1, 1)
+        limit = int({p.key: p.value for p in model.metadata_props}["centerpoint_ptq.weight_levels"])
+        assert np.abs(np.clip(steps, -limit, limit) - integers).max() < 0.5001
+        bias, bias_scale, _ = (values[i] for i in sources[node.input[2]].input)
+        assert bias.dtype == np.int32
+        activation_scale = values[sources[node.input[0]].input[1]]
+        assert np.array_equal(bias_scale, scales * activation_scale)
+        checked += 1
+    heads = len(onnx.load(MODEL / BACKBONE).graph.output)
+    assert checked == len(expected) - heads, "all but the last convolution of each head"
+
+
+def test_every_quantized_convolution_becomes_an_integer_kernel(quantized, tmp_path):
+    out, _, _ = quantized
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(out / BACKBONE), options, providers=["CPUExecutionProvider"])
+    kernels = Counter(n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    float_model = onnx.load(MODEL / BACKBONE)
+    all_convolutions = Counter(n.op_type for n in float_model.graph.node)
+    heads = len(float_model.graph.output)
+    assert kernels["QLinearConv"] == all_convolutions["Conv"] + all_convolutions["ConvTranspose"] - heads
+    assert kernels["ConvTranspose"] == 0
+    assert kernels["Conv"] + kernels["FusedConv"] == heads
+    # Concat and depth-to-space run on integers as they are: nothing is converted in between.
+    assert kernels["QuantizeLinear"] == 1 and kernels["DequantizeLinear"] == heads
+
+
+def test_the_runtime_of_python_agrees_with_the_float_model(quantized):
+    out, _, _ = quantized
+    rng = np.random.default_rng(0)
+    shape = [d.dim_value for d in onnx.load(MODEL / BACKBONE).graph.input[0].type.tensor_type.shape.dim]
+    occupied = rng.random((1, 1, *shape[2:])) < 0.05
+    x = (rng.random(shape) * occupied).astype(np.float32)
+    sessions = [
+        onnxruntime.InferenceSession(str(folder / BACKBONE), providers=["CPUExecutionProvider"])
+        for folder in (MODEL, out)
+    ]
+    for name, (a, b) in zip(
+        [o.name for o in sessions[0].get_outputs()], zip(*(s.run(None, {"spatial_features": x}) for s in sessions))
+    ):
+        spread = a.std()
+        # An untrained head may give a constant.
+        assert np.abs(a - b).mean() <= 0.1 * spread + 1e-3, name
+
+
+def test_progress_never_falls_and_the_last_line_is_the_verdict(quantized):
+    out, events, code = quantized
+    fractions = [e["fraction"] for e in events if e["event"] == "progress"]
+    assert len(fractions) > 10 and fractions == sorted(fractions) and fractions[-1] == 1.0
+    stages = list(dict.fromkeys(e["stage"] for e in events if e["event"] == "progress"))
+    assert stages == ["frames", "weights", "ranges", "search", "export", "check"]
+    assert events[-1]["event"] == "done"
+    report = json.loads((out / "report.json").read_text())
+    assert events[-1]["verdict"] == report["check"]["verdict"]
+    assert (code == 0) == report["check"]["verdict"]["accepted"]
+
+
+def test_the_report_holds_what_a_reader_needs(quantized):
+    out, _, _ = quantized
+    report = json.loads((out / "report.json").read_text())
+    assert report["frames"]["calibration"] == 24 and report["frames"]["held_out"] == 8
+    assert len({f["sha256"] for f in report["frames"]["list"]}) == 32
+    for layer in report["layers"]:
+        assert layer["integer_kernel"], layer["name"]
+        assert layer["error_chosen"] <= layer["error_max_min"]
+    for tensor in report["tensors"]:
+        assert tensor["error_chosen"] <= tensor["error_max_min"]
+        assert tensor["seen"]["min"] <= 0 <= tensor["seen"]["max"]
+    latency = report["check"]["latency"]
+    assert latency["backbone_speedup"] == pytest.approx(
+        latency["float_backbone"]["median"] / latency["int8_backbone"]["median"]
+    )
+    assert report["check"]["kernels"]["integer_multiplications"] > 0.95
+    description = yaml.safe_load((out / "model.yaml").read_text())
+    assert description["precision"] == "int8"
+    assert "of the multiplications" in (out / "report.txt").read_text()
+
+
+def test_a_signal_ends_it_with_nothing_left(program, bag, tmp_path):
+    for sent in (signal.SIGTERM, signal.SIGINT):
+        out = tmp_path / "int8"
+        process = subprocess.Popen(
+            [program, "quantize", "--model", MODEL, "--bag", bag, "--out", out, "--progress", "json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for line in process.stdout:
+            if json.loads(line).get("stage") == "ranges":
+                break
+        process.send_signal(sent)
+        start = time.monotonic()
+        stdout, stderr = process.communicate(timeout=60)
+        assert process.returncode == 130, stderr
+        assert time.monotonic() - start < 30
+        assert json.loads(stdout.splitlines()[-1])["event"] == "error"
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda m: (m / BACKBONE).write_bytes((m / BACKBONE).read_bytes()[:50_000]), [BACKBONE]),
+        (lambda m: (m / BACKBONE).write_bytes(b"no model at all"), [BACKBONE]),
+        (lambda m: (m / BACKBONE).unlink(), [BACKBONE]),
+        (lambda m: (m / "model.yaml").write_text("format: 1"), ["model.yaml"]),
+    ],
+)
+def test_a_broken_model_is_refused_by_name(program, bag, tmp_path, change, words):
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    change(model)
+    result = quantize(program, bag, tmp_path / "int8", model=model)
+    assert result.returncode == 1
+    event = json.loads(result.stdout.splitlines()[-1])
+    assert event["event"] == "error"
+    for word in words:
+        assert word in event["message"]
+    assert not re.search(r"panicked", result.stderr)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_wrong_arguments_are_told_apart(program, bag, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    text = (ROOT / "calibration" / "quick.yaml").read_text()
+    recipe.write_text(text.replace("bins: 4096", "binz: 4096"))
+    result = quantize(program, bag, tmp_path / "a", "--recipe", recipe)
+    assert result.returncode == 1 and "binz" in result.stdout
+    result = quantize(program, tmp_path / "nowhere", tmp_path / "b")
+    assert result.returncode == 1 and "nowhere" in result.stdout
+    result = quantize(program, bag, tmp_path / "c", "--max-frames", "6")
+    assert result.returncode == 1 and "too few frames" in result.stdout
+    result = quantize(program, bag, tmp_path / "d", "--topic", "/not/there")
+    assert result.returncode == 1 and "/not/there" in result.stdout
+    result = quantize(program, bag, bag)
+    assert result.returncode == 1 and "exists already" in result.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
