@@ -3,6 +3,9 @@
 //!
 //! These tests need ONNX Runtime; without it they fail and say where it was looked for.
 
+// A test that cannot go on fails.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

@@ -254,18 +254,36 @@ pub struct Checked {
     pub verdict: Verdict,
 }
 
+/// What to check, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub float: &'a ModelDescription,
+    pub int8: &'a ModelDescription,
+    /// The convolutions of the written graph.
+    pub layers: &'a [Convolution],
+    pub settings: &'a CheckSettings,
+    pub gate: &'a Gate,
+    /// Threads for the runtime; 0 means one per core.
+    pub threads: usize,
+    /// A folder for the runtime's profile.
+    pub scratch: &'a Path,
+}
+
 /// Runs both models over the held-out frames.
 pub fn check(
-    float: &ModelDescription,
-    int8: &ModelDescription,
+    subject: Subject<'_>,
     spool: &mut Spool,
-    layers: &[Convolution],
-    settings: (&CheckSettings, &Gate),
-    threads: usize,
-    scratch: &Path,
     progress: &mut dyn Progress,
 ) -> Result<Checked, PtqError> {
-    let (check, gate) = settings;
+    let Subject {
+        float,
+        int8,
+        layers,
+        settings: check,
+        gate,
+        threads,
+        scratch,
+    } = subject;
     let options = RuntimeOptions {
         threads,
         ..Default::default()

@@ -311,16 +311,16 @@ where
         })
         .collect();
     drop(detector);
-    let checked = check::check(
-        model,
-        &int8,
-        &mut spool,
-        &layers,
-        (&recipe.check, &recipe.gate),
-        recipe.threads,
-        work.folder.path(),
-        progress,
-    )?;
+    let subject = check::Subject {
+        float: model,
+        int8: &int8,
+        layers: &layers,
+        settings: &recipe.check,
+        gate: &recipe.gate,
+        threads: recipe.threads,
+        scratch: work.folder.path(),
+    };
+    let checked = check::check(subject, &mut spool, progress)?;
     // Scores go along with the model; the graph itself stays as it was measured.
     if let Some(f1) = checked.agreement.total.f1 {
         int8_graph.set_metadata("centerpoint_ptq.agreement_f1", format!("{f1:.4}"));

@@ -158,10 +158,12 @@ fn after_activation(
         && let Some(&[reader]) = links.consumers.get(value).map(Vec::as_slice)
     {
         let node = &model.graph().node[reader];
-        if (node.is("Relu") || node.is("Clip")) && node.input.first().is_some_and(|i| i == value) {
-            if let Some(output) = node.output.first() {
-                return output.clone();
-            }
+        let activates = node.is("Relu") || node.is("Clip");
+        if activates
+            && node.input.first().is_some_and(|i| i == value)
+            && let Some(output) = node.output.first()
+        {
+            return output.clone();
         }
     }
     value.to_owned()
