@@ -47,7 +47,7 @@ head:
 post:
   peak_kernel: 3
   score_thresholds: [{thresholds}]
-  yaw_norm_thresholds: [0.3, 0.3, 0.3, 0.3, 0.0]
+  yaw_norm_thresholds: [0.0, 0.0, 0.0, 0.0, 0.0]
   max_detections: 500
   circle_nms: {{ distance: 0.5, unit: metres }}
   iou_nms: {{ threshold: 0.1, search_distance: 10.0 }}
