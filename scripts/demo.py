@@ -350,7 +350,30 @@ class Demo:
 
 
 def agreement_rows(evaluation: dict) -> list[tuple[str, str]]:
-    return [("evaluation", json.dumps(evaluation)[:400])]
+    """Agreement of INT8 with float, and the average precision of both."""
+    rows = []
+    agreement = evaluation["agreement"]
+    total = agreement["total"]
+    text = f"{total['matched']} boxes in both, {total['missed']} in float only, {total['extra']} in INT8 only"
+    if total["f1"] is not None:
+        text = f"F1 {total['f1']:.3f}: {text}"
+    rows.append(("INT8 against float", text))
+    if total["centre"]:
+        degrees = 57.3 * total["yaw"]["mean"]
+        rows.append(
+            ("  mean differences", f"centre {100 * total['centre']['mean']:.1f} cm, heading {degrees:.2f} deg")
+        )
+    judged = [(c["class"], c["all"]["f1"]) for c in agreement["classes"] if c["all"]["f1"] is not None]
+    rows.append(("  F1 by class", ", ".join(f"{name} {f1:.2f}" for name, f1 in judged) or "no boxes"))
+    precision = {}
+    for name, model in zip(["float", "INT8"], evaluation["models"]):
+        for scores in (model.get("evaluation") or {}).get("classes", []):
+            if scores["all"]["ap"] is not None:
+                precision.setdefault(scores["class"], {})[name] = scores["all"]["ap"]
+    text = ", ".join(f"{c} {ap['float']:.2f} / {ap['INT8']:.2f}" for c, ap in precision.items())
+    if text:
+        rows.append(("AP float / INT8", text))
+    return rows
 
 
 def main() -> int:
