@@ -42,7 +42,7 @@ class Failure(Exception):
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sensor", default="os64", help="simulated sensor (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=150, help="sweeps of the drive")
+    parser.add_argument("--frames", type=int, default=120, help="sweeps of the drive")
     parser.add_argument("--seed", type=int, default=7, help="seed of the drive")
     parser.add_argument("--unseen", type=int, default=40, help="sweeps of the drive to compare on")
     parser.add_argument("--rate", type=float, default=1.0, help="speed of the player")
@@ -79,7 +79,8 @@ def drive(folder: Path, sensor: str, frames: int, seed: int) -> Path:
     bag = folder / f"drive_{sensor}_{frames}_{seed}"
     if not bag.is_dir():
         say(f"simulating a drive: {frames} sweeps of {sensor}, seed {seed}")
-        tool("simulate", "--sensor", sensor, "--frames", frames, "--seed", seed, "--out", bag)
+        options = ["--sensor", sensor, "--frames", frames, "--seed", seed, "--scenes", 1]
+        tool("simulate", *options, "--out", bag)
     return bag
 
 

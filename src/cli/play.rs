@@ -368,7 +368,8 @@ impl Player {
     /// start, or `None` when enough clouds were played.
     async fn pass(&mut self, shift: i64) -> anyhow::Result<Option<i64>> {
         let mut clock: Option<(Instant, i64)> = None;
-        let (mut first, mut last, mut clouds) = (None, 0, 0);
+        let (mut first, mut last) = (None, 0);
+        let mut clouds: Vec<i64> = Vec::new();
         for message in self.messages() {
             let message = message?;
             if *self.paused.borrow() {
@@ -385,11 +386,11 @@ impl Player {
             let late = due.elapsed().as_secs_f64() * 1e3;
             self.summary.max_late_ms = self.summary.max_late_ms.max(late);
 
-            first.get_or_insert(message.log_time);
-            last = message.log_time.max(last);
-            let kind = self.publish(message, shift)?;
-            if kind == Some(Kind::Cloud) {
-                clouds += 1;
+            let log_time = message.log_time;
+            first.get_or_insert(log_time);
+            last = log_time.max(last);
+            if self.publish(message, shift)? == Some(Kind::Cloud) {
+                clouds.push(log_time);
                 if self
                     .args
                     .clouds
@@ -400,9 +401,8 @@ impl Player {
             }
         }
         let first = first.context("the bag holds no message on the selected topics")?;
-        // One mean period from the last cloud to the first of the next pass.
-        let length = last - first;
-        let pass = length + length / i64::from(clouds.max(2) - 1);
+        // From the last cloud to the first of the next pass it takes as long as between most others.
+        let pass = last - first + median_period(&clouds);
         if self.args.repeat {
             let (start, _) = clock.context("a pass without messages has no end")?;
             sleep_until(start + Duration::try_from_secs_f64(pass as f64 / 1e9 / self.args.rate)?)
@@ -463,6 +463,17 @@ impl Player {
     }
 }
 
+/// The median time between neighbours, or a second where there are none.
+fn median_period(times: &[i64]) -> i64 {
+    let mut periods: Vec<i64> = times.windows(2).map(|w| w[1] - w[0]).collect();
+    periods.sort_unstable();
+    periods
+        .get(periods.len() / 2)
+        .copied()
+        .filter(|p| *p > 0)
+        .unwrap_or(1_000_000_000)
+}
+
 fn moved(stamp: Stamp, shift: i64) -> Stamp {
     Stamp(stamp.0.saturating_add(shift))
 }
@@ -520,6 +531,12 @@ mod tests {
             assert_eq!(PointCloud2::decode(&bytes).unwrap(), expected);
         }
         assert!(shift_header(&mut [0; 11], 1).is_err());
+    }
+
+    #[test]
+    fn a_gap_in_the_recording_does_not_stretch_the_period() {
+        assert_eq!(median_period(&[0, 100, 200, 9000, 9100]), 100);
+        assert_eq!(median_period(&[5]), 1_000_000_000);
     }
 
     #[test]

@@ -274,24 +274,20 @@ impl FrameAssembler {
         }
     }
 
-    /// How far tf lags behind a cloud, seconds: a transform that it needs has been coming, but not
-    /// yet for its stamp. `None` where no wait helps, since nothing is missing or what is missing
-    /// has never come.
-    pub fn tf_lag(&self, header: &Header) -> Option<f64> {
+    /// Whether to hold a live cloud back for tf: its place is not known yet, or the vehicle's pose
+    /// has been coming but not yet for its stamp. A pose that has never come is not waited for.
+    pub fn awaits_tf(&self, header: &Header) -> bool {
         let frame_id = header
             .frame_id
             .strip_prefix('/')
             .unwrap_or(&header.frame_id);
-        let error = match self.place(frame_id, header.stamp) {
-            Err(error) => error,
-            Ok(_) if self.options.sweeps < 2 => return None,
-            Ok((pose, _)) => self.ego(frame_id, header.stamp, &pose).err()?,
-        };
-        match error {
-            TfError::Extrapolation { last, stamp, .. } if stamp > last => {
-                Some(stamp.seconds_since(last))
-            }
-            _ => None,
+        match self.place(frame_id, header.stamp) {
+            Err(error) => error.may_resolve_later(),
+            Ok(_) if self.options.sweeps < 2 => false,
+            Ok((pose, _)) => match self.ego(frame_id, header.stamp, &pose) {
+                Err(error @ TfError::Extrapolation { .. }) => error.may_resolve_later(),
+                _ => false,
+            },
         }
     }
 

@@ -32,8 +32,10 @@ use crate::detector::{Inference, Precision, Timing};
 
 /// How long a cloud waits for the transforms of its stamp, which travel on another topic.
 const TRANSFORM_PATIENCE: Duration = Duration::from_millis(200);
-/// Transforms farther behind than this (seconds) have stopped coming: no cloud waits for them.
-const TRANSFORM_LAG: f64 = 1.0;
+/// After this many waits in vain the transforms count as gone, and only one cloud in
+/// [`TRANSFORM_RETRY`] still waits.
+const TRANSFORM_TRIES: u32 = 5;
+const TRANSFORM_RETRY: Duration = Duration::from_secs(2);
 /// Messages of `/tf` that may wait for the assembly thread; older ones go first.
 const MAX_PENDING_TRANSFORMS: usize = 1_000;
 /// How often the threads look up from an empty slot.
@@ -420,9 +422,10 @@ impl Shared {
     }
 
     fn assemble(&self, mut assembler: FrameAssembler) {
+        let mut waits = Waits::default();
         loop {
             match self.clouds.take(IDLE) {
-                Taken::Value(arrived) => self.assemble_one(&mut assembler, arrived),
+                Taken::Value(arrived) => self.assemble_one(&mut assembler, &mut waits, arrived),
                 Taken::Nothing => self.feed_transforms(&mut assembler),
                 Taken::Closed => return,
             }
@@ -436,18 +439,23 @@ impl Shared {
         }
     }
 
-    fn assemble_one(&self, assembler: &mut FrameAssembler, arrived: Arrived) {
+    fn assemble_one(&self, assembler: &mut FrameAssembler, waits: &mut Waits, arrived: Arrived) {
         let patience = arrived.at + TRANSFORM_PATIENCE;
         let header = arrived.cloud.header.clone();
         self.feed_transforms(assembler);
-        while assembler
-            .tf_lag(&header)
-            .is_some_and(|lag| lag < TRANSFORM_LAG)
-            && Instant::now() < patience
-            && !self.stopping.load(Ordering::Relaxed)
-        {
-            std::thread::sleep(Duration::from_millis(2));
-            self.feed_transforms(assembler);
+        if assembler.awaits_tf(&header) {
+            if waits.may_wait() {
+                while assembler.awaits_tf(&header)
+                    && Instant::now() < patience
+                    && !self.stopping.load(Ordering::Relaxed)
+                {
+                    std::thread::sleep(Duration::from_millis(2));
+                    self.feed_transforms(assembler);
+                }
+                waits.ended(!assembler.awaits_tf(&header));
+            }
+        } else {
+            waits.ended(true);
         }
         let begin = Instant::now();
         match assembler.push_cloud(&arrived.cloud) {
@@ -578,6 +586,28 @@ impl Shared {
                 ledger.counters.published_int8 += 1;
                 ledger.int8.add(inference_ms);
             }
+        }
+    }
+}
+
+/// Whether transforms are worth waiting for.
+#[derive(Default)]
+struct Waits {
+    in_vain: u32,
+    last: Option<Instant>,
+}
+
+impl Waits {
+    fn may_wait(&self) -> bool {
+        self.in_vain < TRANSFORM_TRIES || self.last.is_none_or(|l| l.elapsed() > TRANSFORM_RETRY)
+    }
+
+    fn ended(&mut self, well: bool) {
+        if well {
+            self.in_vain = 0;
+        } else {
+            self.in_vain += 1;
+            self.last = Some(Instant::now());
         }
     }
 }
@@ -933,10 +963,9 @@ pub(crate) mod tests {
         );
     }
 
-    #[tokio::test]
-    async fn a_cloud_waits_for_the_transform_of_its_stamp() {
-        let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
-        let at = |ms: i64, x: f64| TfMessage {
+    /// Where the frame `arm` is at a time.
+    fn arm_at(ms: i64, x: f64) -> TfMessage {
+        TfMessage {
             transforms: vec![TransformStamped {
                 header: Header {
                     stamp: Stamp(ms * 1_000_000),
@@ -948,15 +977,40 @@ pub(crate) mod tests {
                     ..Default::default()
                 },
             }],
-        };
-        pipeline.push_transforms(at(900, 1.0), false);
-        pipeline.push_cloud(test_cloud(1_000_000_000, "arm", 3));
-        tokio::time::sleep(Duration::from_millis(40)).await;
-        assert!(outputs.try_recv().is_err());
-        pipeline.push_transforms(at(1000, 3.0), false);
-        assert_eq!(next(&mut outputs).await.header.frame_id, "arm");
-        let buffered = pipeline.buffer().snapshot();
-        assert_eq!(buffered[0].points.0[0].x, 3.0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_cloud_waits_for_the_transform_of_its_stamp() {
+        // First none is there at all, then one of long ago, as after a gap in a recording.
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
+        for (ms, x) in [(1_000, 3.0), (1_100, 4.0), (60_000, 5.0)] {
+            pipeline.push_cloud(test_cloud(ms * 1_000_000, "arm", 3));
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            assert!(outputs.try_recv().is_err());
+            pipeline.push_transforms(arm_at(ms, x), false);
+            assert_eq!(next(&mut outputs).await.header.frame_id, "arm");
+            settled(&pipeline).await;
+            let newest = pipeline.buffer().snapshot().pop().unwrap();
+            assert_eq!(f64::from(newest.points.0[0].x), x);
+        }
+        assert_eq!(settled(&pipeline).await.dropped_total(), 0);
+    }
+
+    #[tokio::test]
+    async fn transforms_that_never_come_do_not_hold_up_every_cloud() {
+        let (pipeline, _outputs) = start(engine("f", Precision::Float, quiet));
+        let mut waits = Vec::new();
+        for stamp in 1..=12 {
+            let begin = Instant::now();
+            pipeline.push_cloud(test_cloud(stamp, "arm", 3));
+            settled(&pipeline).await;
+            waits.push(begin.elapsed());
+        }
+        let waited = waits.iter().filter(|w| **w >= TRANSFORM_PATIENCE).count();
+        assert!(waited <= TRANSFORM_TRIES as usize + 1, "{waits:?}");
+        let counters = pipeline.statistics().counters;
+        assert_eq!(counters.dropped(Drop::NoTransform), 12);
     }
 
     #[tokio::test]

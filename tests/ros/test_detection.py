@@ -168,7 +168,9 @@ def test_a_slow_node_works_on_the_newest_cloud(ros, eager_model):
     # Let the one second between diagnostics pass.
     total = len(driver.sent)
     observer.wait_for(
-        lambda: int(observer.values("input").get("clouds_received", 0)) == total,
+        lambda: (v := observer.values("input"))
+        and total == int(v["clouds_received"])
+        and total == int(v["clouds_published"]) + int(v["clouds_dropped"]),
         10.0,
         "the count of all clouds in diagnostics",
         node,

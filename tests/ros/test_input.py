@@ -1,10 +1,12 @@
 """Clouds that are of no use: the node counts them, says so, and goes on."""
 
 import array
+import time
 
 import pytest
-from peers import Driver, cloud, street
+from peers import Driver, cloud, street, transform
 from sensor_msgs.msg import PointField
+from tf2_msgs.msg import TFMessage
 
 
 def truncated():
@@ -95,6 +97,19 @@ def test_broken_clouds_are_counted_and_the_next_good_one_is_answered(ros, eager_
     first = observer.seen.log[0]
     assert first.msg.startswith("dropped: ") and first.name.endswith("centerpoint")
     assert node.end()[0] == 0
+
+
+def test_the_first_cloud_may_come_before_its_transform(ros, eager_model):
+    """tf arrives a little after the cloud, as it does at the start of a recording."""
+    observer, driver = ros.observer(), ros.driver()
+    node = ros.node(eager_model)
+    observer.wait_ready(node)
+    driver.wait_connected()
+    stamp = driver.send(street(), frame="lidar")
+    time.sleep(0.05)
+    driver.tf_static.publish(TFMessage(transforms=[transform("base_link", "lidar", stamp)]))
+    (objects,) = observer.wait_for(lambda: observer.seen.objects, 20.0, "detections", node)
+    assert objects.stamp == stamp
 
 
 def test_a_cloud_without_transform_is_not_guessed_at(ros, eager_model):

@@ -76,6 +76,8 @@ def test_a_real_drive_is_detected_calibrated_from_and_detected_in_int8(ros, mode
             "calibration.min_frames": CALIBRATION_FRAMES,
             "calibration.min_period_s": 0.0,
             "calibration.threads": 0,
+            # Test machines are busy; nothing here is worth waiting behind.
+            "calibration.nice": 0,
         }
         | drive["parameters"],
         input_topic=drive["topic"],
