@@ -74,12 +74,12 @@ def tool(*options, log: Path | None = None) -> str:
     return done.stdout
 
 
-def drive(folder: Path, sensor: str, frames: int, seed: int) -> Path:
+def drive(folder: Path, sensor: str, frames: int, seed: int, scenes: int = 1) -> Path:
     """A simulated drive, made once."""
-    bag = folder / f"drive_{sensor}_{frames}_{seed}"
+    bag = folder / f"drive_{sensor}_{frames}_{scenes}_{seed}"
     if not bag.is_dir():
-        say(f"simulating a drive: {frames} sweeps of {sensor}, seed {seed}")
-        options = ["--sensor", sensor, "--frames", frames, "--seed", seed, "--scenes", 1]
+        say(f"simulating {frames} sweeps of {sensor} in {scenes} scenes, seed {seed}")
+        options = ["--sensor", sensor, "--frames", frames, "--seed", seed, "--scenes", scenes]
         tool("simulate", *options, "--out", bag)
     return bag
 
@@ -107,7 +107,7 @@ class Demo:
         self.model = args.model or share / "models" / "demo" / "model.yaml"
         recipe = args.recipe or share / "calibration" / "quick.yaml"
         self.bag = drive(out, args.sensor, args.frames, args.seed)
-        self.unseen = drive(out, args.sensor, args.unseen, args.seed + 1)
+        self.unseen = drive(out, args.sensor, args.unseen, args.seed + 1, scenes=4)
         for stale in ["store", "buffer", "ros_home"]:
             shutil.rmtree(out / stale, ignore_errors=True)
 
@@ -304,10 +304,12 @@ class Demo:
         out = self.out
         for name, model in [("float", self.model), ("int8", self.int8_model)]:
             tool("detect", "--model", model, "--bag", self.unseen, "--out", out / f"{name}.json")
-        frame = self.args.unseen // 2
+        boxes = json.loads((out / "float.json").read_text())
+        busiest = max(boxes, key=lambda stamp: len(boxes[stamp]))
         tool(
-            *("render", "--bag", self.unseen, "--frame", frame),
+            *("render", "--bag", self.unseen, "--stamp", busiest, "--sweeps", 2),
             *("--boxes", out / "float.json", "--boxes2", out / "int8.json"),
+            *("--labels", self.unseen / "labels.json"),
             *("--names", "float,INT8", "--out", out / "demo.png"),
             log=out / "render.log",
         )

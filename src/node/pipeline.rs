@@ -730,6 +730,7 @@ pub(crate) mod tests {
     const MODEL_FRAME: &str = "base_link";
 
     type Detected = Result<Vec<Detection>, String>;
+    type Script = fn(&Points) -> Detected;
 
     /// An engine that does as a closure says.
     struct Scripted<F>(F);
@@ -876,7 +877,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn a_failing_int8_engine_loses_no_frame_and_is_given_up() {
-        let failures: [(&str, fn(&Points) -> Detected); 2] = [
+        let failures: [(&str, Script); 2] = [
             ("out of order", |_| Err("out of order".into())),
             ("not finite", |_| Ok(one_box(f32::NAN))),
         ];

@@ -329,13 +329,12 @@ impl Settings {
         or_below(&self.model_store, ros_home, "models")
     }
 
-    /// Where the calibration buffer is written. `ros_home` serves when the parameter is empty.
-    pub fn buffer_folder(&self, ros_home: &Path) -> PathBuf {
-        or_below(
-            &self.calibration_buffer_path,
-            ros_home,
-            "calibration_buffer",
-        )
+    /// Where the calibration buffer is written; when the parameter is empty, below `ros_home`, in
+    /// a folder of the node's own.
+    pub fn buffer_folder(&self, ros_home: &Path, node: &str) -> PathBuf {
+        let own = node.trim_matches('/').replace('/', ".");
+        let name = format!("calibration_buffer/{own}");
+        or_below(&self.calibration_buffer_path, ros_home, &name)
     }
 }
 
@@ -568,6 +567,24 @@ mod tests {
         );
         settings.set("input.sensor_pose", &text("")).unwrap();
         assert_eq!(settings.input_sensor_pose, None);
+    }
+
+    #[test]
+    fn nodes_share_a_store_but_not_a_buffer() {
+        let mut settings = Settings::default();
+        let home = Path::new("/home/.ros");
+        let folder = |s: &Settings, node| s.buffer_folder(home, node);
+        assert_eq!(
+            folder(&settings, "/vehicle/front"),
+            home.join("centerpoint_ptq/calibration_buffer/vehicle.front")
+        );
+        assert_ne!(folder(&settings, "/front"), folder(&settings, "/rear"));
+        assert_eq!(
+            settings.store_folder(home),
+            home.join("centerpoint_ptq/models")
+        );
+        settings.calibration_buffer_path = "/data/buffer".into();
+        assert_eq!(folder(&settings, "/front"), Path::new("/data/buffer"));
     }
 
     #[test]

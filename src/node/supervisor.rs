@@ -504,7 +504,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prefix of the folders that models are made in.
+/// Prefix of the folders that models are made in; the node's process id follows.
 const INCOMING: &str = ".incoming-";
 
 /// A folder of the store that a model is made in; removed with this value.
@@ -516,7 +516,10 @@ struct Incoming {
 impl Incoming {
     fn new(store: &Path) -> Result<Self, Failure> {
         let folder = std::fs::create_dir_all(store)
-            .and_then(|()| tempfile::Builder::new().prefix(INCOMING).tempdir_in(store))
+            .and_then(|()| {
+                let prefix = format!("{INCOMING}{}-", std::process::id());
+                tempfile::Builder::new().prefix(&prefix).tempdir_in(store)
+            })
             .map_err(|source| Failure::Store {
                 what: "make a folder in the model store",
                 path: store.to_owned(),
@@ -558,13 +561,17 @@ impl Incoming {
     }
 }
 
-/// Removes what a node that was killed left in the store.
+/// Removes what nodes that were killed left in the store. Nodes may share one.
 fn remove_leftovers(store: &Path) {
     let Ok(entries) = std::fs::read_dir(store) else {
         return; // No store yet.
     };
     for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(INCOMING)
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix(INCOMING)
+            .and_then(|n| n.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
             && let Err(error) = std::fs::remove_dir_all(entry.path())
         {
             tracing::warn!("cannot remove {}: {error}", entry.path().display());
@@ -588,8 +595,13 @@ mod tests {
             assert_eq!(kept, store.path().join(expected));
             assert!(kept.join("model.yaml").is_file());
         }
-        std::mem::forget(Incoming::new(store.path()).unwrap());
+        let under_way = Incoming::new(store.path()).unwrap();
+        // No process has this id: the largest that Linux gives is 2^22.
+        let orphan = store.path().join(format!("{INCOMING}99999999-x"));
+        std::fs::create_dir(orphan).unwrap();
         remove_leftovers(store.path());
+        assert!(under_way.path().is_dir());
+        drop(under_way);
         let mut left: Vec<_> = std::fs::read_dir(store.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())

@@ -1,10 +1,12 @@
 """Clouds in, detections and markers out."""
 
 import math
+import time
 
 import numpy as np
 import pytest
-from peers import street, transform
+from peers import SECOND, street, transform
+from rosgraph_msgs.msg import Clock
 from tf2_msgs.msg import TFMessage
 from visualization_msgs.msg import Marker
 
@@ -64,6 +66,28 @@ def test_timing_topics_follow_every_frame(ros, eager_model):
     assert all(ms > 0.0 for ms in observer.seen.cycle_ms)
     # Stamps of 2023 against the clock of today.
     assert all(ms > 1e9 for ms in observer.seen.latency_ms)
+
+
+def test_latency_follows_simulated_time(ros, eager_model):
+    """With use_sim_time the clock of a replay counts, not the wall's."""
+    observer, driver = ros.observer(), ros.driver()
+    clock = driver.node.create_publisher(Clock, "/clock", 10)
+    node = ros.node(eager_model, {"use_sim_time": True})
+    observer.wait_ready(node)
+    driver.wait_connected()
+    now = driver.stamp + 2 * SECOND
+    deadline = time.monotonic() + 20.0
+    # /clock comes all the time, and the node's subscription takes a moment.
+    while not observer.seen.latency_ms or observer.seen.latency_ms[-1] > 1e9:
+        assert time.monotonic() < deadline, observer.seen.latency_ms
+        message = Clock()
+        message.clock.sec, message.clock.nanosec = divmod(now, SECOND)
+        clock.publish(message)
+        driver.stamp = now - SECOND
+        driver.send(street())
+        time.sleep(0.3)
+    # The cloud is stamped 0.9 s before the clock's time.
+    assert observer.seen.latency_ms[-1] == pytest.approx(900.0, abs=1.0)
 
 
 def test_boxes_come_in_the_frame_of_a_tilted_sensor(ros, eager_model):

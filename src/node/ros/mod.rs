@@ -158,12 +158,13 @@ pub fn run() -> Result<(), NodeError> {
         ..Default::default()
     };
     let ros_home = ros_home();
+    let name = node.fully_qualified_name().unwrap_or_default();
     let paths = Paths {
         executable: beside("centerpoint_ptq")?,
         model: model_file,
         name: description.name.clone(),
         store: settings.store_folder(&ros_home),
-        buffer: settings.buffer_folder(&ros_home),
+        buffer: settings.buffer_folder(&ros_home, &name),
     };
     let buffer = Arc::new(Mutex::new(CalibrationBuffer::new(policy(&settings))));
 
@@ -186,7 +187,6 @@ pub fn run() -> Result<(), NodeError> {
     let (parameter_services, _changes) = node
         .make_derived_parameter_handler(Arc::new(Mutex::new(parameters::Live(settings.clone()))))
         .map_err(|source| entity("the parameter services", source))?;
-    let name = node.fully_qualified_name().unwrap_or_default();
     let clock = node.get_ros_clock();
 
     let (sender, outputs) = mpsc::channel(OUTPUT_QUEUE);
@@ -237,7 +237,7 @@ pub fn run() -> Result<(), NodeError> {
     })?;
     tracing::info!("ready, waiting for clouds");
 
-    let ended = runtime.block_on(until_end(&pipeline, &spinner));
+    let ended = runtime.block_on(until_end(&pipeline, &spinner, &node_tasks));
     tracing::info!("shutting down");
     let deadline = Instant::now() + SHUTDOWN;
     let left = || deadline.saturating_duration_since(Instant::now());
@@ -289,8 +289,12 @@ fn entity(what: impl Into<String>, source: r2r::Error) -> NodeError {
     }
 }
 
-/// Waits for a signal, or for a thread that should not have ended.
-async fn until_end(pipeline: &Pipeline, spinner: &Spinner) -> Result<(), NodeError> {
+/// Waits for a signal, or for a thread or task that should not have ended.
+async fn until_end(
+    pipeline: &Pipeline,
+    spinner: &Spinner,
+    tasks: &[tokio::task::JoinHandle<()>],
+) -> Result<(), NodeError> {
     let listen = |kind| {
         signal(kind).map_err(|source| NodeError::Start {
             what: "the signal handler",
@@ -310,6 +314,9 @@ async fn until_end(pipeline: &Pipeline, spinner: &Spinner) -> Result<(), NodeErr
                 }
                 if !spinner.is_alive() {
                     return Err(NodeError::Died("the ROS thread"));
+                }
+                if tasks.iter().any(|task| task.is_finished()) {
+                    return Err(NodeError::Died("a task of the node"));
                 }
             }
         }
