@@ -2,6 +2,8 @@
 //!
 //! These tests need ONNX Runtime; without it they fail and say where it was looked for.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 use std::f32::consts::FRAC_PI_2;
 use std::path::{Path, PathBuf};
 
