@@ -52,7 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="model.yaml (default: the demo model)")
     parser.add_argument("--recipe", type=Path, help="quantization recipe (default: quick)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo")
-    parser.add_argument("--domain", type=int, default=int(os.environ.get("ROS_DOMAIN_ID", 77)))
+    # Two demos at once must not hear each other; up to 101 is clear of Linux' ephemeral ports.
+    own = 1 + os.getpid() % 100
+    parser.add_argument("--domain", type=int, default=int(os.environ.get("ROS_DOMAIN_ID", own)))
     return parser.parse_args()
 
 
