@@ -52,9 +52,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="model.yaml (default: the demo model)")
     parser.add_argument("--recipe", type=Path, help="quantization recipe (default: quick)")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "demo")
-    # Two demos at once must not hear each other; up to 101 is clear of Linux' ephemeral ports.
-    own = 1 + os.getpid() % 100
-    parser.add_argument("--domain", type=int, default=int(os.environ.get("ROS_DOMAIN_ID", own)))
+    parser.add_argument(
+        "--domain", type=int, help="ROS domain, to look on with RViz (default: one of its own)"
+    )
     return parser.parse_args()
 
 
@@ -94,7 +94,9 @@ class Demo:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         self.out: Path = args.out
-        self.opened: list = []
+        own = None if args.domain is not None else graph.Domain()
+        self.domain = args.domain if own is None else own.number
+        self.opened: list = [own] if own else []
         self.summary: dict = {}
 
     def close(self) -> None:
@@ -113,8 +115,8 @@ class Demo:
         for stale in ["store", "buffer", "ros_home"]:
             shutil.rmtree(out / stale, ignore_errors=True)
 
-        say("starting centerpoint_node as its launch file does")
-        self.observer = graph.Observer(args.domain)
+        say(f"starting centerpoint_node as its launch file does, in ROS domain {self.domain}")
+        self.observer = graph.Observer(self.domain)
         self.opened.append(self.observer)
         self.node = graph.Process(
             graph.node_command(
@@ -133,7 +135,7 @@ class Demo:
                 input_topic=TOPIC,
             ),
             out / "node.log",
-            args.domain,
+            self.domain,
             ROS_HOME=str(out / "ros_home"),
         )
         self.opened.append(self.node)
@@ -143,7 +145,7 @@ class Demo:
 
         command = [graph.program("centerpoint_ptq"), "play", "--bag", self.bag, "--loop", "--restamp"]
         command += ["--rate", args.rate, "--wait-for-subscribers", 1, "--json"]
-        self.player = graph.Process(command, out / "player.log", args.domain)
+        self.player = graph.Process(command, out / "player.log", self.domain)
         self.opened.append(self.player)
         say(f"playing {self.bag.name} on {TOPIC}")
 

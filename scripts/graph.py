@@ -5,11 +5,13 @@ Used by scripts/demo.py and by the tests in tests/ros. Needs build/env.sh to be 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
 import struct
 import subprocess
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -47,6 +49,30 @@ def share() -> Path:
 
 def nanoseconds(stamp) -> int:
     return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+class Domain:
+    """A ROS domain for one run alone, as long as this value is open.
+
+    Two runs on one machine in one domain would hear each other; a lock file for each domain keeps
+    them apart. Domains up to 101 keep clear of Linux' ephemeral ports.
+    """
+
+    def __init__(self):
+        first = os.getpid()
+        for offset in range(100):
+            self.number = (first + offset) % 100 + 1
+            path = Path(tempfile.gettempdir()) / f"centerpoint_ptq_domain_{self.number}.lock"
+            try:
+                self.file = path.open("w")
+                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except OSError:
+                continue  # taken, or another user's
+        raise RuntimeError("all ROS domains are taken by other runs on this machine")
+
+    def close(self) -> None:
+        self.file.close()
 
 
 class Process:

@@ -3,7 +3,6 @@
 Every test has a domain of its own, bounded waits, and its processes end with it.
 """
 
-import itertools
 import os
 import shutil
 import sys
@@ -22,11 +21,6 @@ if (PREFIX / "share").is_dir():
 import graph  # noqa: E402  (needs the paths above)
 from peers import Driver  # noqa: E402
 
-# Domains up to 101 keep clear of Linux' ephemeral ports. Runs side by side start elsewhere.
-DOMAINS = itertools.cycle(range(1, 101))
-for _ in range(os.getpid() % 100):
-    next(DOMAINS)
-
 
 @pytest.fixture(scope="session", autouse=True)
 def installed():
@@ -37,11 +31,6 @@ def installed():
             path = None
         if not path or not os.access(path, os.X_OK):
             pytest.fail(f"{name} is not installed; run `make install` and source build/env.sh")
-
-
-@pytest.fixture
-def domain() -> int:
-    return next(DOMAINS)
 
 
 @pytest.fixture(scope="session")
@@ -65,10 +54,11 @@ def eager_model(model, tmp_path) -> Path:
 class Graph:
     """Starts programs and peers in one domain and ends them all."""
 
-    def __init__(self, domain: int, folder: Path):
-        self.domain = domain
+    def __init__(self, folder: Path):
+        domain = graph.Domain()
+        self.domain = domain.number
         self.folder = folder
-        self.opened = []
+        self.opened = [domain]
 
     def start(self, name: str, command: list, **env: str) -> graph.Process:
         number = sum(isinstance(o, graph.Process) for o in self.opened)
@@ -106,8 +96,8 @@ class Graph:
 
 
 @pytest.fixture
-def ros(domain, tmp_path):
-    opened = Graph(domain, tmp_path)
+def ros(tmp_path):
+    opened = Graph(tmp_path)
     yield opened
     opened.close()
 
