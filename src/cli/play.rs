@@ -22,6 +22,8 @@ use crate::node::ros::{Spinner, create_node};
 
 /// Time for the last messages to reach their subscribers.
 const LINGER: Duration = Duration::from_millis(500);
+/// Time from seeing a subscriber until it has seen us too.
+const HANDSHAKE: Duration = Duration::from_millis(500);
 /// Transforms that a late subscriber of `/tf_static` still gets.
 const STATIC_DEPTH: usize = 100;
 
@@ -309,6 +311,9 @@ impl Player {
         let patience = Duration::try_from_secs_f64(self.args.wait_timeout)
             .context("--wait-timeout is not a time")?;
         if let Ok(ready) = timeout(patience, ready).await {
+            if wanted > 0 {
+                sleep(HANDSHAKE).await;
+            }
             return ready;
         }
         let mut counts = Vec::new();
