@@ -189,7 +189,7 @@ def test_large_best_effort_clouds_arrive_with_the_shipped_profile(ros, eager_mod
     """2.4 MB a cloud, best effort on both sides, at 10 Hz."""
     driver: Driver
     observer, driver = ros.observer(markers=False), ros.driver(reliable=False)
-    node = ros.node(eager_model)
+    node = ros.node(eager_model, {"input.reliability": "best_effort"})
     observer.wait_ready(node)
     driver.wait_connected()
     driver.stream(rate=10.0, seeds=2, points=150_000)
