@@ -73,8 +73,6 @@ class Graph:
             "model_store": str(self.folder / "store"),
             "recipe_path": str(graph.share() / "calibration" / "quick.yaml"),
             "calibration.buffer_path": str(self.folder / "buffer"),
-            # Tests send single clouds; on a busy machine best effort may lose one.
-            "input.reliability": "reliable",
         } | (parameters or {})
         return self.start("node", graph.node_command(settings, **options))
 
