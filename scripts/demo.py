@@ -233,14 +233,7 @@ class Demo:
         self.expect(code == 0, f"the player ends cleanly ({code})\n{self.player.output}")
         played = json.loads(self.player.output.splitlines()[-1])
 
-        def settled() -> bool:
-            v = observer.values("input")
-            received = int(v["clouds_received"])
-            done = int(v["clouds_published"]) + int(v["clouds_dropped"])
-            return received == done and float(v["last_cloud_s"]) > 1.5
-
-        observer.wait_for(settled, ANSWER, "the last answers", self.node)
-        counts = observer.values("input")
+        counts = observer.wait_settled(self.node, ANSWER)
         published = int(counts["clouds_published"])
         observer.wait_for(
             lambda: len(observer.seen.objects) >= published, ANSWER, "the last detections"

@@ -255,6 +255,14 @@ class Observer:
         self.context.try_shutdown()
         self.thread.join(5.0)
 
+    def forget(self) -> None:
+        """Drops the record of detections, markers and times so far."""
+        with self.lock:
+            seen = self.seen
+            for record in [seen.objects, seen.markers, seen.processing_ms, seen.latency_ms]:
+                record.clear()
+            seen.cycle_ms.clear()
+
     # --- waiting ---
 
     def wait_for(self, ready, timeout: float, what: str, process: Process | None = None):
@@ -296,6 +304,19 @@ class Observer:
                     level = int.from_bytes(status.level, "little")
                     return values | {"level": level, "message": status.message}
         return {}
+
+    def wait_settled(self, process: Process | None = None, timeout: float = 20.0) -> dict[str, str]:
+        """Until all clouds the node has received have come to something, and none has come for a
+        while; returns the diagnostic values of the input."""
+
+        def settled():
+            values = self.values("input")
+            if not values or float(values.get("last_cloud_s", 0.0)) < 1.5:
+                return None
+            ended = int(values["clouds_published"]) + int(values["clouds_dropped"])
+            return values if ended == int(values["clouds_received"]) else None
+
+        return self.wait_for(settled, timeout, "end of all clouds", process)
 
     # --- asking ---
 

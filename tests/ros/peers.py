@@ -90,13 +90,27 @@ class Driver:
         self.streaming: threading.Thread | None = None
         self.stop = threading.Event()
 
-    def wait_connected(self, subscribers: int = 1, timeout: float = 20.0) -> None:
+    def connect(self, observer, process, forget: bool = True, timeout: float = 30.0) -> None:
+        """Sends clouds until one is answered: who is connected on this side may not be so on the
+        other yet. What that took is forgotten, unless the test counts everything."""
         deadline = time.monotonic() + timeout
-        while self.clouds.get_subscription_count() < subscribers:
+        while self.clouds.get_subscription_count() == 0:
             assert time.monotonic() < deadline, "the node does not subscribe to the clouds"
             time.sleep(0.05)
-        # The other side may learn of the match a moment later.
-        time.sleep(0.3)
+        while True:
+            stamp = self.send(street(points=600))
+            try:
+                answered = lambda: any(o.stamp == stamp for o in observer.seen.objects)  # noqa: E731
+                observer.wait_for(answered, 3.0, "an answer to any cloud", process)
+                break
+            except TimeoutError:
+                if time.monotonic() > deadline:
+                    raise
+        # Far from what follows: no sweeps are joined.
+        self.stamp += 5 * SECOND
+        if forget:
+            self.sent.clear()
+            observer.forget()
 
     def send(self, points: np.ndarray, frame: str = "base_link", step: float = 0.1) -> int:
         """Publishes the next cloud and the vehicle's place at that time; returns its stamp."""

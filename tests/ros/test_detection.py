@@ -32,9 +32,10 @@ def rotate(quaternion, vector):
 @pytest.mark.parametrize("reliable", [True, False], ids=["reliable", "best_effort"])
 def test_each_cloud_is_answered_once_in_order_with_its_own_header(ros, eager_model, reliable):
     observer, driver = ros.observer(), ros.driver(reliable=reliable)
-    node = ros.node(eager_model)
+    quality = "reliable" if reliable else "best_effort"
+    node = ros.node(eager_model, {"input.reliability": quality})
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     send_one_by_one(driver, observer, node, 10)
 
     seen = observer.seen.objects
@@ -58,10 +59,11 @@ def test_timing_topics_follow_every_frame(ros, eager_model):
     observer, driver = ros.observer(), ros.driver()
     node = ros.node(eager_model)
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     send_one_by_one(driver, observer, node, 5)
-    observer.wait_for(lambda: len(observer.seen.cycle_ms) >= 4, 5.0, "cycle times", node)
-    assert len(observer.seen.processing_ms) == 5
+    seen = observer.seen
+    for times in [seen.processing_ms, seen.latency_ms, seen.cycle_ms]:
+        observer.wait_for(lambda: len(times) >= 5, 5.0, "times of all frames", node)
     assert all(0.0 < ms < 10_000.0 for ms in observer.seen.processing_ms)
     assert all(ms > 0.0 for ms in observer.seen.cycle_ms)
     # Stamps of 2023 against the clock of today.
@@ -74,7 +76,7 @@ def test_latency_follows_simulated_time(ros, eager_model):
     clock = driver.node.create_publisher(Clock, "/clock", 10)
     node = ros.node(eager_model, {"use_sim_time": True})
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     now = driver.stamp + 2 * SECOND
     deadline = time.monotonic() + 20.0
     # /clock comes all the time, and the node's subscription takes a moment.
@@ -96,7 +98,7 @@ def test_boxes_come_in_the_frame_of_a_tilted_sensor(ros, eager_model):
     observer, driver = ros.observer(), ros.driver()
     node = ros.node(eager_model)
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     xyz, yaw = np.array([1.2, -0.4, 1.9]), 0.6
     mount = transform("base_link", "lidar_top", driver.stamp, xyz, yaw)
     roll = 0.05  # rotation about x after yaw: q = q_yaw * q_roll
@@ -111,8 +113,10 @@ def test_boxes_come_in_the_frame_of_a_tilted_sensor(ros, eager_model):
     from_sensor = points.copy()
     from_sensor[:, :3] = [rotate(inverse, p) for p in points[:, :3].astype(float) - xyz]
     # Far apart in time: sweeps are not joined across.
-    stamps = [driver.send(points, step=5.0), driver.send(from_sensor, "lidar_top", step=5.0)]
-    observer.wait_for(lambda: len(observer.seen.objects) == 2, 20.0, "two answers", node)
+    stamps = []
+    for number, (seen_points, frame) in enumerate([(points, "base_link"), (from_sensor, "lidar_top")]):
+        stamps.append(driver.send(seen_points, frame, step=5.0))
+        observer.wait_for(lambda: len(observer.seen.objects) > number, 20.0, "an answer", node)
     in_base, in_sensor = observer.seen.objects
     assert [in_base.stamp, in_sensor.stamp] == stamps
     assert (in_base.frame, in_sensor.frame) == ("base_link", "lidar_top")
@@ -134,7 +138,7 @@ def test_markers_are_what_rviz_wants(ros, eager_model):
     observer, driver = ros.observer(), ros.driver()
     node = ros.node(eager_model)
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     send_one_by_one(driver, observer, node, 3)
     observer.wait_for(lambda: len(observer.seen.markers) >= 2, 10.0, "markers", node)
     for array in observer.seen.markers:
@@ -163,7 +167,7 @@ def test_markers_can_be_switched_off_while_running(ros, eager_model):
     observer, driver = ros.observer(), ros.driver()
     node = ros.node(eager_model)
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     send_one_by_one(driver, observer, node, 1)
     observer.wait_for(lambda: observer.seen.markers, 10.0, "markers", node)
     assert observer.set_parameter("publish.markers", False).successful
@@ -177,10 +181,10 @@ def test_a_slow_node_works_on_the_newest_cloud(ros, eager_model):
     observer, driver = ros.observer(markers=False), ros.driver()
     node = ros.node(eager_model, {"runtime.threads": 1})
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node, forget=False)
     send_one_by_one(driver, observer, node, 3)
-    ms = sorted(observer.seen.processing_ms)[1]
-    begun = len(driver.sent)
+    ms = sorted(observer.seen.processing_ms)[len(observer.seen.processing_ms) // 2]
+    begun, answered = len(driver.sent), len(observer.seen.objects)
     driver.stream(rate=3000.0 / ms, seeds=5)
     enough = begun + 60
     observer.wait_for(lambda: len(driver.sent) >= enough, 60.0, "many clouds", node)
@@ -189,24 +193,17 @@ def test_a_slow_node_works_on_the_newest_cloud(ros, eager_model):
     observer.wait_for(
         lambda: observer.seen.objects[-1].stamp == last, 20.0, "an answer to the last cloud", node
     )
-    # Let the one second between diagnostics pass.
-    total = len(driver.sent)
-    observer.wait_for(
-        lambda: (v := observer.values("input"))
-        and total == int(v["clouds_received"])
-        and total == int(v["clouds_published"]) + int(v["clouds_dropped"]),
-        10.0,
-        "the count of all clouds in diagnostics",
-        node,
-    )
-    values = observer.values("input")
+    values = observer.wait_settled(node)
+    received = int(values["clouds_received"])
+    # DDS itself keeps the newest only: what the node never saw it cannot count.
+    assert 0.8 * len(driver.sent) < received <= len(driver.sent)
     stamps = [o.stamp for o in observer.seen.objects]
     assert stamps == sorted(set(stamps)), "in order and once each"
     assert set(stamps) <= set(driver.sent)
     assert int(values["clouds_published"]) == len(stamps)
-    assert int(values["clouds_dropped"]) == total - len(stamps)
+    assert int(values["clouds_dropped"]) == received - len(stamps)
     assert int(values["clouds_dropped_superseded"]) > 0
     # Freshness: the clouds that were sent after the one answered, when the answer came.
-    behind = [driver.sent.index(o.stamp) for o in observer.seen.objects[3:]]
+    behind = [driver.sent.index(o.stamp) for o in observer.seen.objects[answered:]]
     gaps = [b - a for a, b in zip(behind, behind[1:])]
     assert sum(gaps) / len(gaps) < 12, f"answers skip {gaps} clouds"

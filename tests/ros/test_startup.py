@@ -120,7 +120,7 @@ def test_name_namespace_parameter_file_and_remapping_are_honoured(ros, eager_mod
         input_topic="/front/points",
     )
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     stamp = driver.send(street())
     (objects,) = observer.wait_for(lambda: observer.seen.objects, 20.0, "detections", node)
     assert objects.stamp == stamp
@@ -133,7 +133,7 @@ def test_diagnostics_have_names_levels_and_figures(ros, eager_model):
     observer.wait_ready(node)
     waiting = observer.wait_for(lambda: observer.values("input"), 5.0, "diagnostics", node)
     assert waiting["message"] == "waiting for the first cloud"
-    driver.wait_connected()
+    driver.connect(observer, node)
     driver.stream(rate=5.0)
     observer.wait_for(
         lambda: int(observer.values("input").get("clouds_published", 0)) >= 10, 30.0, "clouds", node
@@ -166,7 +166,7 @@ def test_a_signal_ends_the_node_cleanly_within_two_seconds(ros, eager_model, num
     observer, driver = ros.observer(), ros.driver()
     node = ros.node(eager_model)
     observer.wait_ready(node)
-    driver.wait_connected()
+    driver.connect(observer, node)
     driver.stream(rate=20.0)
     observer.wait_for(lambda: len(observer.seen.objects) >= 3, 20.0, "detections", node)
     code, seconds = node.end(number)
