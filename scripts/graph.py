@@ -6,6 +6,7 @@ Used by scripts/demo.py and by the tests in tests/ros. Needs build/env.sh to be 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import signal
@@ -55,11 +56,15 @@ class Domain:
     """A ROS domain for one run alone, as long as this value is open.
 
     Two runs on one machine in one domain would hear each other; a lock file for each domain keeps
-    them apart. Domains up to 101 keep clear of Linux' ephemeral ports.
+    them apart. A process that takes one after the other gets another each time: DDS may keep an
+    endpoint alive a little longer than its owner. Domains up to 101 keep clear of Linux' ephemeral
+    ports.
     """
 
+    taken = itertools.count()
+
     def __init__(self):
-        first = os.getpid()
+        first = os.getpid() + next(Domain.taken)
         for offset in range(100):
             self.number = (first + offset) % 100 + 1
             path = Path(tempfile.gettempdir()) / f"centerpoint_ptq_domain_{self.number}.lock"
@@ -252,6 +257,7 @@ class Observer:
                 raise
 
     def close(self) -> None:
+        # Not destroy_node: it may crash while another context's executor waits.
         self.context.try_shutdown()
         self.thread.join(5.0)
 
