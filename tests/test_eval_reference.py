@@ -2,11 +2,10 @@
 
 Random detections and labels go through the command line as files; average precision (both
 definitions), counts, box errors, distance bands and ignored objects must come out as written here.
-`make test` builds the binary first (CENTERPOINT_PTQ_BIN names another one).
+`make test` builds the binary first (CENTERPOINT_PTQ_BIN names another one; tests/conftest.py).
 """
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -17,14 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 CLASSES = ["CAR", "TRUCK", "PEDESTRIAN"]
 DISTANCES = [0.5, 1.0, 2.0, 4.0]
 BANDS = {"all": (0, np.inf), "0-30": (0, 30), "30-50": (30, 50), "50+": (50, np.inf)}
-
-
-def binary() -> Path:
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    path = Path(os.environ.get("CENTERPOINT_PTQ_BIN", target / "release" / "centerpoint_ptq"))
-    if not path.is_file():
-        pytest.fail(f"no {path}; run `make build` or set CENTERPOINT_PTQ_BIN")
-    return path
 
 
 # --- a recording that never was ----------------------------------------------------------------
@@ -83,9 +74,9 @@ def score(rng: np.random.Generator) -> float:
     return int(rng.integers(2, 32)) / 32
 
 
-def run(folder: Path, labels: dict, *boxes: dict, options: list[str] = ()) -> dict:
+def run(program: Path, folder: Path, labels: dict, *boxes: dict, options: list[str] = ()) -> dict:
     (folder / "labels.json").write_text(json.dumps(labels))
-    command = [binary(), "evaluate", "--json", "--truth", folder, "--class-map", "VAN=ignore"]
+    command = [program, "evaluate", "--json", "--truth", folder, "--class-map", "VAN=ignore"]
     command += ["--classes", ",".join(CLASSES)]
     for index, content in enumerate(boxes, start=1):
         path = folder / f"boxes{index}.json"
@@ -212,10 +203,10 @@ def same(found: float | None, expected: float | None, tolerance: float) -> bool:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(("min_points", "max_range"), [(5, 50.0), (0, 1e6)])
-def test_every_score_equals_the_numpy_reference(tmp_path, seed, min_points, max_range):
+def test_every_score_equals_the_numpy_reference(program, tmp_path, seed, min_points, max_range):
     labels, boxes = recording(seed)
     options = ["--min-points", str(min_points), "--max-range", str(max_range)]
-    result = run(tmp_path, labels, boxes, options=options)
+    result = run(program, tmp_path, labels, boxes, options=options)
     evaluation = result["models"][0]["evaluation"]
     reference = Reference(labels, boxes, min_points, max_range)
     headline, clipped_of_classes = [], []
@@ -257,12 +248,12 @@ def test_every_score_equals_the_numpy_reference(tmp_path, seed, min_points, max_
     assert 0.1 < evaluation["mean_ap"] < 0.95, "the recording should be neither hopeless nor easy"
 
 
-def test_two_models_get_a_difference_and_an_agreement(tmp_path):
+def test_two_models_get_a_difference_and_an_agreement(program, tmp_path):
     labels, first = recording(7)
     _, second = recording(7)
     for detections in second.values():
         del detections[::3]
-    result = run(tmp_path, labels, first, second, options=["--resamples", "100"])
+    result = run(program, tmp_path, labels, first, second, options=["--resamples", "100"])
     means = [m["evaluation"]["mean_ap"] for m in result["models"]]
     mean = next(d for d in result["difference"] if d["class"] == "mean")
     assert mean["difference"] == pytest.approx(means[1] - means[0], abs=1e-12)
@@ -276,9 +267,9 @@ def test_two_models_get_a_difference_and_an_agreement(tmp_path):
     )
 
 
-def test_the_same_model_twice_differs_by_nothing(tmp_path):
+def test_the_same_model_twice_differs_by_nothing(program, tmp_path):
     labels, boxes = recording(3)
-    result = run(tmp_path, labels, boxes, boxes, options=["--resamples", "50"])
+    result = run(program, tmp_path, labels, boxes, boxes, options=["--resamples", "50"])
     for row in result["difference"]:
         assert (row["difference"], row["lower"], row["upper"]) == (0, 0, 0)
     assert result["agreement"]["total"]["f1"] == 1
@@ -295,8 +286,8 @@ def test_the_same_model_twice_differs_by_nothing(tmp_path):
         (lambda labels, boxes: next(iter(boxes.values()))[0].update(label="TRAM"), "TRAM"),
     ],
 )
-def test_a_fault_in_a_file_is_named(tmp_path, change, message):
+def test_a_fault_in_a_file_is_named(program, tmp_path, change, message):
     labels, boxes = recording(1)
     change(labels, boxes)
     with pytest.raises(AssertionError, match=message):
-        run(tmp_path, labels, boxes)
+        run(program, tmp_path, labels, boxes)

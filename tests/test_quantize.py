@@ -5,7 +5,6 @@ that NumPy computes from the float file, and runs on integers in the onnxruntime
 """
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -25,16 +24,6 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "demo"
 BACKBONE = "pts_backbone_neck_head.onnx"
 REFUSED = 3
-
-
-@pytest.fixture(scope="session")
-def program() -> Path:
-    named = os.environ.get("CENTERPOINT_PTQ_BIN")
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    path = Path(named) if named else target / "release" / "centerpoint_ptq"
-    if not path.is_file():
-        pytest.fail(f"{path} is not there; `cargo build --release` makes it")
-    return path
 
 
 @pytest.fixture(scope="session")

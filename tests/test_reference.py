@@ -31,16 +31,6 @@ REAL = {
 FRAMES = 3
 
 
-@pytest.fixture(scope="session")
-def program() -> Path:
-    named = os.environ.get("CENTERPOINT_PTQ_BIN")
-    target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    path = Path(named) if named else target / "release" / "centerpoint_ptq"
-    if not path.is_file():
-        pytest.fail(f"{path} is not there; `cargo build --release` makes it")
-    return path
-
-
 def run(program, *arguments):
     result = subprocess.run(
         [program, *map(str, arguments)], capture_output=True, text=True, timeout=600
