@@ -58,6 +58,7 @@ def export(model, folder, thresholds=(0.35,) * 5):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model = model.float().eval().to(memory_format=torch.contiguous_format)
+    model.encoder.fold_scale()
     g = model.grid
     parts = [
         (model.encoder, torch.zeros(16, g.max_points, 9), "pts_voxel_encoder.onnx",
