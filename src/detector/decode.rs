@@ -9,7 +9,7 @@ use nalgebra::{Vector2, Vector3};
 use ndarray::{Array4, ArrayView4};
 
 use super::description::{
-    DimOrder, DimScale, Head, HeatmapScale, ModelDescription, RotOrder, VelocityFrame,
+    DimOrder, DimScale, Head, ModelDescription, RotOrder, VelocityFrame,
     YawConvention,
 };
 use super::nms;
@@ -102,10 +102,6 @@ impl HeadViews<'_> {
     }
 }
 
-fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + (-x).exp())
-}
-
 /// Boxes before any suppression, by falling score; ties by cell, so the order is reproducible.
 ///
 /// Per cell, the best class alone is considered (of equal ones the first), as in Autoware. With a
@@ -126,10 +122,7 @@ pub fn candidates(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detecti
                     (class, evidence) = (other, value);
                 }
             }
-            let score = match model.head.heatmap {
-                HeatmapScale::Logit => sigmoid(evidence),
-                HeatmapScale::Sigmoid => evidence,
-            };
+            let score = model.head.heatmap.probability(evidence);
             if score < model.post.score_thresholds[class] {
                 continue;
             }
@@ -215,6 +208,7 @@ pub fn decode(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detection> 
 mod tests {
     use super::*;
     use approx::assert_relative_eq;
+    use crate::detector::description::HeatmapScale;
     use std::f32::consts::PI;
     use std::path::Path;
 

@@ -288,6 +288,16 @@ pub enum HeatmapScale {
     Sigmoid,
 }
 
+impl HeatmapScale {
+    /// The probability that a value of the heatmap stands for.
+    pub fn probability(self, value: f32) -> f32 {
+        match self {
+            HeatmapScale::Logit => 1.0 / (1.0 + (-value).exp()),
+            HeatmapScale::Sigmoid => value,
+        }
+    }
+}
+
 /// What `dim` holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

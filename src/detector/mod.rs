@@ -524,6 +524,12 @@ impl Detector {
         })
     }
 
+    /// Channels, rows and columns of what the backbone reads.
+    pub fn input_shape(&self) -> [usize; 3] {
+        let (_, channels, rows, columns) = self.spatial.dim();
+        [channels, rows, columns]
+    }
+
     /// What the backbone reads for a cloud: `[1, channels, grid y, grid x]`.
     pub fn spatial_features(&mut self, points: &Points) -> Result<Array4<f32>, DetectorError> {
         self.pillarizer.build(points);

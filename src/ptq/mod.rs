@@ -5,8 +5,8 @@
 //! model  ─► plan (fold, rewrite, layers, groups)
 //!              ├─► weights   steps per channel, integers
 //!              ├─► observe + ranges   extremes, histograms, steps per tensor
-//!              │     (adaptive rounding and the task-guided loss go here: they change
-//!              │      the integers and steps of a Quantization and nothing else)
+//!              ├─► reconstruct   other integers and steps: adaptive rounding, task-guided loss
+//!              │      (on network, a differentiable copy of the graph)
 //!              ├─► export    QDQ model
 //!              └─► check     kernels, latency, agreement, verdict ─► report
 //! ```
@@ -18,22 +18,25 @@
 pub mod check;
 pub mod export;
 pub mod frames;
+pub mod network;
 pub mod observe;
 pub mod plan;
 pub mod progress;
 pub mod quantizer;
 pub mod ranges;
 pub mod recipe;
+pub mod reconstruct;
 pub mod report;
 pub mod weights;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use ndarray::{Array4, Axis, s};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use crate::detector::description::{Precision, TensorName};
+use crate::detector::description::{Head, Precision, TensorName};
 use crate::detector::runtime::{self, RuntimeOptions};
 use crate::detector::{Detector, ModelDescription};
 use crate::onnx::{Model, OnnxError};
@@ -42,10 +45,11 @@ use export::Quantization;
 use frames::{Role, Sample, Spool, hex};
 use observe::Observer;
 use plan::Plan;
-use progress::{Progress, Stage};
+use progress::{Progress, Stage, WithoutReconstruction};
 use quantizer::Levels;
 use ranges::{Extremes, Histogram};
 use recipe::{Recipe, Target};
+use reconstruct::{Checkpoint, Reconstruction, crops, positives};
 use report::Report;
 use weights::LayerWeights;
 
@@ -131,6 +135,13 @@ where
     F: Into<Sample>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    let mut stretched;
+    let progress: &mut dyn Progress = if recipe.reconstruction.is_some() {
+        progress
+    } else {
+        stretched = WithoutReconstruction(progress);
+        &mut stretched
+    };
     let start = Instant::now();
     let mut clock = Clock::default();
     if model.precision != Precision::Float {
@@ -234,6 +245,38 @@ where
     });
     clock.lap("search");
 
+    let mut quantization = Quantization {
+        plan,
+        weights,
+        activations: choices.iter().map(|c| c.chosen).collect(),
+    };
+    let mut outcomes = Vec::new();
+    let mut checkpoint = Checkpoint::none();
+    if let Some(settings) = &recipe.reconstruction {
+        let stride = reconstruct::total_stride(graph, &input, detector.input_shape())?;
+        let windows = windows(&mut detector, &mut spool, settings, stride, progress)?;
+        let subject = reconstruct::Subject {
+            graph,
+            input: &input,
+            heads: heads(model, graph)?,
+            scale: model.head.heatmap,
+            margin: windows.margin.div_ceil(model.grid.downsample),
+            windows: windows.maps,
+        };
+        checkpoint = work.checkpoint(out, &key(model, recipe, target, &spool)?)?;
+        let result = pool.install(|| {
+            reconstruct::reconstruct(subject, &mut quantization, settings, &checkpoint, progress)
+        });
+        outcomes = match result {
+            Err(PtqError::Cancelled) => {
+                checkpoint.remove();
+                return Err(PtqError::Cancelled);
+            }
+            result => result?,
+        };
+        clock.lap("reconstruct");
+    }
+
     // Export.
     go_on(progress)?;
     progress.update(
@@ -241,11 +284,6 @@ where
         Stage::Export.overall(0.0),
         "writing the INT8 model",
     );
-    let mut quantization = Quantization {
-        plan,
-        weights,
-        activations: choices.iter().map(|c| c.chosen).collect(),
-    };
     let widened = match settings.bias {
         recipe::BiasType::Int32 => quantization.fit_biases(graph)?,
         recipe::BiasType::Float => Vec::new(),
@@ -374,7 +412,8 @@ where
             .zip(&extremes)
             .zip(&histograms)
             .zip(&choices)
-            .map(|(((group, seen), histogram), choice)| {
+            .zip(&quantization.activations)
+            .map(|((((group, seen), histogram), choice), quantizer)| {
                 let energy = histogram
                     .energy(recipe.activations.search.p)
                     .max(f64::MIN_POSITIVE);
@@ -384,12 +423,14 @@ where
                     seen: *seen,
                     max_min: choice.max_min,
                     chosen: choice.chosen,
+                    learned: (*quantizer != choice.chosen).then_some(*quantizer),
                     clip: choice.ratio(),
                     error_max_min: choice.error_max_min / energy,
                     error_chosen: choice.error_chosen / energy,
                 }
             })
             .collect(),
+        reconstruction: outcomes,
         float_layers: quantization.plan.float_layers.clone(),
         check: checked,
         cost: report::Cost {
@@ -407,8 +448,128 @@ where
     work.write("report.txt", report.summary().as_bytes())?;
     go_on(progress)?;
     work.finish(out)?;
+    checkpoint.remove();
     progress.update(Stage::Check, 1.0, "done");
     Ok(report)
+}
+
+/// Parts of the calibration frames' maps, see [`reconstruct::crops`].
+struct Windows {
+    /// `[windows, channels, y, x]`
+    maps: Array4<f32>,
+    /// Cells of the maps, at each side, whose context is cut off.
+    margin: usize,
+}
+
+/// Cuts windows out of the maps of the calibration frames.
+fn windows(
+    detector: &mut Detector,
+    spool: &mut Spool,
+    settings: &Reconstruction,
+    stride: usize,
+    progress: &mut dyn Progress,
+) -> Result<Windows, PtqError> {
+    let [channels, rows, columns] = detector.input_shape();
+    let whole = settings.crops.size == 0 || settings.crops.size >= rows.min(columns);
+    let (size, margin) = if whole {
+        ([rows, columns], 0)
+    } else {
+        let size = settings.crops.size.next_multiple_of(stride);
+        ([size.min(rows), size.min(columns)], settings.crops.margin)
+    };
+    let window = crops::Window {
+        size: size[0].max(size[1]),
+        align: stride,
+        margin,
+    };
+    let scale = detector.description().head.heatmap;
+    let cell = detector.description().grid.downsample;
+    let mut data: Vec<f32> = Vec::new();
+    let mut count = 0;
+    let total = spool.count(Role::Calibration);
+    spool.for_each(Role::Calibration, |index, sample| {
+        go_on(progress)?;
+        if count >= settings.crops.max {
+            return Ok(());
+        }
+        let spatial = detector.spatial_features(&sample.points)?;
+        let corners = if whole {
+            vec![[0, 0]]
+        } else {
+            let maps = detector.heads(&spatial)?;
+            let (_, _, map_rows, map_columns) = maps.heatmap.dim();
+            let scores: Vec<f32> = maps.heatmap.iter().map(|&v| scale.probability(v)).collect();
+            let threshold = settings.positives.threshold;
+            let peaks = positives::peaks(&scores, [map_rows, map_columns], threshold, 0);
+            let centre = |i: usize| i * cell + cell / 2;
+            let cells: Vec<crops::Corner> = peaks
+                .iter()
+                .map(|p| [centre(p / map_columns), centre(p % map_columns)])
+                .collect();
+            let mut occupied = vec![false; rows * columns];
+            for plane in spatial.index_axis(Axis(0), 0).axis_iter(Axis(0)) {
+                for (occupied, &v) in occupied.iter_mut().zip(plane) {
+                    *occupied |= v != 0.0;
+                }
+            }
+            crops::choose([rows, columns], &occupied, &cells, window, settings.crops.per_frame)
+        };
+        for [y, x] in corners {
+            if count < settings.crops.max {
+                data.extend(spatial.slice(s![0, .., y..y + size[0], x..x + size[1]]));
+                count += 1;
+            }
+        }
+        let part = (index + 1) as f64 / total as f64;
+        let detail = format!("windows, frame {} of {total}", index + 1);
+        // The blocks take nearly all of the stage's time.
+        progress.update(Stage::Reconstruct, Stage::Reconstruct.overall(part * 0.01), &detail);
+        Ok::<_, PtqError>(())
+    })?;
+    let maps = Array4::from_shape_vec((count, channels, size[0], size[1]), data)
+        .expect("every window has the same shape");
+    Ok(Windows { maps, margin })
+}
+
+/// The graph output of each head.
+fn heads(model: &ModelDescription, graph: &Model) -> Result<Vec<(Head, String)>, OnnxError> {
+    let outputs = graph.output_names();
+    model
+        .backbone
+        .outputs
+        .iter()
+        .map(|(head, tensor)| {
+            let name = match tensor {
+                TensorName::Name(name) => Some(name),
+                TensorName::Index(index) => outputs.get(*index),
+            };
+            name.filter(|n| outputs.contains(n))
+                .map(|n| (head, n.clone()))
+                .ok_or_else(|| graph.graph_error(format!("it has no output {tensor} for {head}")))
+        })
+        .collect()
+}
+
+/// A hash over all that the reconstruction depends on.
+fn key(
+    model: &ModelDescription,
+    recipe: &Recipe,
+    target: Target,
+    spool: &Spool,
+) -> Result<String, PtqError> {
+    let mut hash = Sha256::new();
+    for part in [
+        env!("CARGO_PKG_VERSION").to_owned(),
+        serde_json::to_string(recipe).unwrap_or_default(),
+        target.to_string(),
+        spool.hash(),
+        file_record(&model.encoder_path())?.sha256,
+        file_record(&model.backbone_path())?.sha256,
+    ] {
+        hash.update(part);
+        hash.update([0]);
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 /// Copies the frames to disk and splits them.
@@ -764,6 +925,19 @@ impl Workplace {
         self.folder
             .path()
             .join(file.file_name().unwrap_or(file.as_os_str()))
+    }
+
+    /// Where finished blocks are kept until the model is: `.<name>.resume` beside it.
+    fn checkpoint(&self, out: &Path, key: &str) -> Result<Checkpoint, PtqError> {
+        let name = out
+            .file_name()
+            .map_or("model".into(), |n| n.to_string_lossy());
+        let folder = self.parent.join(format!(".{name}.resume"));
+        Checkpoint::open(&folder, key).map_err(|source| PtqError::Io {
+            action: "keep finished blocks in",
+            path: folder,
+            source,
+        })
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), PtqError> {

@@ -147,6 +147,11 @@ fn moved_inputs(node: &NodeProto) -> Option<&[String]> {
     }
 }
 
+/// Whether an operator only moves values.
+pub(super) fn is_moving(node: &NodeProto) -> bool {
+    moved_inputs(node).is_some()
+}
+
 /// The value after an activation that only this value feeds, else the value itself.
 fn after_activation(
     model: &Model,

@@ -14,6 +14,8 @@ pub enum Stage {
     Ranges,
     /// Histograms of the activations, and the search for their steps.
     Search,
+    /// Roundings and steps are learned, block by block.
+    Reconstruct,
     /// The model is written.
     Export,
     /// The written model is compared with the float one.
@@ -21,15 +23,16 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Where the stage lies in the whole, as shares of the usual time.
+    /// Where the stage lies in the whole, as shares of the usual time of a quantization with reconstruction.
     fn span(self) -> (f64, f64) {
         match self {
-            Stage::Frames => (0.0, 0.15),
-            Stage::Weights => (0.15, 0.2),
-            Stage::Ranges => (0.2, 0.45),
-            Stage::Search => (0.45, 0.75),
-            Stage::Export => (0.75, 0.77),
-            Stage::Check => (0.77, 1.0),
+            Stage::Frames => (0.0, 0.02),
+            Stage::Weights => (0.02, 0.03),
+            Stage::Ranges => (0.03, 0.07),
+            Stage::Search => (0.07, 0.12),
+            Stage::Reconstruct => (0.12, 0.95),
+            Stage::Export => (0.95, 0.96),
+            Stage::Check => (0.96, 1.0),
         }
     }
 
@@ -46,6 +49,7 @@ impl Stage {
             Stage::Weights => "weights",
             Stage::Ranges => "ranges",
             Stage::Search => "search",
+            Stage::Reconstruct => "reconstruct",
             Stage::Export => "export",
             Stage::Check => "check",
         }
@@ -53,13 +57,28 @@ impl Stage {
 }
 
 /// Told how far the work is; asked whether to stop. Between two questions lies at most one frame's work.
-pub trait Progress {
+pub trait Progress: Send {
     /// `fraction` is the share of the whole, 0 to 1, and never falls.
     fn update(&mut self, stage: Stage, fraction: f64, detail: &str);
 
     /// True makes the quantization end with [`super::PtqError::Cancelled`], with nothing written.
     fn cancelled(&self) -> bool {
         false
+    }
+}
+
+/// Progress of a quantization without reconstruction: its time is spread over the other stages.
+pub(super) struct WithoutReconstruction<'a>(pub &'a mut dyn Progress);
+
+impl Progress for WithoutReconstruction<'_> {
+    fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
+        let (from, to) = Stage::Reconstruct.span();
+        let gone = if fraction >= to { to - from } else { 0.0 };
+        self.0.update(stage, (fraction - gone) / (1.0 - (to - from)), detail);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::ranges::{ActivationType, Search};
+use super::reconstruct::Reconstruction;
 use crate::eval::AgreementOptions;
 
 /// The `format` this version reads.
@@ -20,6 +21,9 @@ pub struct Recipe {
     pub frames: FrameSettings,
     pub weights: WeightSettings,
     pub activations: ActivationSettings,
+    /// Adaptive rounding and the task-guided loss; without this section ranges are all there is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconstruction: Option<Reconstruction>,
     pub keep_float: KeepFloat,
     /// Settings of single layers; of several that match, the last wins.
     #[serde(default)]
@@ -313,6 +317,9 @@ impl Recipe {
             .or_else(|| bits("activations.bits", self.activations.bits))
             .or_else(|| overrides.into_iter().next())
         {
+            return Some(found);
+        }
+        if let Some(found) = self.reconstruction.as_ref().and_then(Reconstruction::problem) {
             return Some(found);
         }
         let g = &self.gate;

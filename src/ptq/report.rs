@@ -10,6 +10,7 @@ use super::plan::{Changes, FloatLayer};
 use super::quantizer::Quantizer;
 use super::ranges::Extremes;
 use super::recipe::{Recipe, Target};
+use super::reconstruct::Outcome;
 use crate::eval::AgreementCell;
 
 /// Everything about one quantization.
@@ -28,6 +29,8 @@ pub struct Report {
     pub frames: Frames,
     pub layers: Vec<LayerReport>,
     pub tensors: Vec<TensorReport>,
+    /// What each block gained by reconstruction, in network order; empty without.
+    pub reconstruction: Vec<Outcome>,
     pub float_layers: Vec<FloatLayer>,
     pub check: Checked,
     pub cost: Cost,
@@ -93,7 +96,10 @@ pub struct TensorReport {
     /// Extremes and zeros over the calibration frames.
     pub seen: Extremes,
     pub max_min: Quantizer,
+    /// After the grid search.
     pub chosen: Quantizer,
+    /// After reconstruction, where it learned this step.
+    pub learned: Option<Quantizer>,
     /// Chosen step by max-min step.
     pub clip: f32,
     /// Error over the calibration frames, max-min and after the grid search, as shares of the tensor's energy.
@@ -247,6 +253,36 @@ impl Report {
                 s,
                 "  {:>5} {:>6.2} {:>10.2e} {:>10.2e}  {}",
                 l.bits, l.clip[1], l.error_max_min, l.error_chosen, l.name
+            )?;
+        }
+        if !self.reconstruction.is_empty() {
+            writeln!(
+                s,
+                "reconstruction (error of the block's output as share of its energy, task-guided loss at positives; \
+                 rounded to the nearest, then learned):"
+            )?;
+            writeln!(
+                s,
+                "  {:>9} {:>9} {:>9} {:>9} {:>7} {:>7}  block",
+                "nearest", "learned", "nearest", "learned", "flipped", "decided"
+            )?;
+        }
+        for o in &self.reconstruction {
+            let task = |t: Option<f64>| t.map_or("-".into(), |t| format!("{t:.2e}"));
+            let mean = |v: &[f64]| 100.0 * v.iter().sum::<f64>() / v.len().max(1) as f64;
+            let names = o.layers.iter().filter_map(|&l| self.layers.get(l));
+            let names: Vec<&str> = names.map(|l| l.name.as_str()).collect();
+            writeln!(
+                s,
+                "  {:>9.2e} {:>9.2e} {:>9} {:>9} {:>6.1}% {:>6.1}%  {}{}",
+                o.error_before,
+                o.error_after,
+                task(o.tgpl_before),
+                task(o.tgpl_after),
+                mean(&o.flipped),
+                mean(&o.converged),
+                names.join(", "),
+                if o.taken { "" } else { " (nearest kept)" },
             )?;
         }
         for f in &self.float_layers {

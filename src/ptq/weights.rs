@@ -51,7 +51,7 @@ impl LayerWeights {
             .iter()
             .map(|row| weight_channel(row, levels, search))
             .collect();
-        layer.round(&weight.data);
+        layer.integers = layer.nearest(&weight.data);
         Ok(layer)
     }
 
@@ -61,13 +61,13 @@ impl LayerWeights {
         index / inner.max(1) % self.dims[self.axis]
     }
 
-    /// Rounds float weights to the nearest integers at the chosen steps.
-    pub fn round(&mut self, weights: &[f32]) {
-        self.integers = weights
+    /// Float weights rounded to the nearest integers at the chosen steps.
+    fn nearest(&self, weights: &[f32]) -> Vec<i8> {
+        weights
             .iter()
             .enumerate()
             .map(|(i, &w)| self.channels[self.channel(i)].chosen.quantize(w) as i8)
-            .collect();
+            .collect()
     }
 
     /// The values that the integers stand for.
@@ -91,22 +91,26 @@ impl LayerWeights {
     /// Widens steps where a bias would not fit `int32` in steps of `input_scale` times the weight step.
     ///
     /// That happens only where weights are tiny against the bias, so what the weights lose is far below one
-    /// step of the output. Returns how many channels changed.
+    /// step of the output. Channels that change are rounded to the nearest, the others keep their integers.
+    /// Returns how many changed.
     pub fn fit_bias(&mut self, weights: &[f32], bias: &[f32], input_scale: f32) -> usize {
         // A factor of two below the limit leaves room for the sum of products.
         const LIMIT: f32 = (1u32 << 30) as f32;
-        let mut changed = 0;
-        for (channel, &b) in self.channels.iter_mut().zip(bias) {
+        let mut changed = vec![false; self.channels.len()];
+        for ((channel, &b), changed) in self.channels.iter_mut().zip(bias).zip(&mut changed) {
             let least = b.abs() / LIMIT / input_scale;
             if channel.chosen.scale < least {
                 channel.chosen = channel.chosen.with_scale(least);
-                changed += 1;
+                *changed = true;
             }
         }
-        if changed > 0 {
-            self.round(weights);
+        let nearest = self.nearest(weights);
+        for (i, q) in nearest.into_iter().enumerate() {
+            if changed[self.channel(i)] {
+                self.integers[i] = q;
+            }
         }
-        changed
+        changed.into_iter().filter(|c| *c).count()
     }
 }
 
@@ -155,5 +159,10 @@ mod tests {
             100.0 / (0.01 * f64::from(layer.scales()[0])) <= f64::from(i32::MAX / 2 + 1) * 1.001
         );
         assert_eq!(layer.integers[0], 0);
+        // A channel whose bias fits keeps what was learned for it.
+        layer.integers[1] -= 1;
+        let learned = layer.integers[1];
+        assert_eq!(layer.fit_bias(&weight.data, &[200.0, 100.0], 0.01), 1);
+        assert_eq!(layer.integers[1], learned);
     }
 }

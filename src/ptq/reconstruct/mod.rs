@@ -1,0 +1,140 @@
+//! Reconstruction: weights rounded and activation steps set so that the network says at objects what it said in float.
+//!
+//! In: a prepared graph, its quantization after the grid search, and windows of calibration maps. Out: the same
+//! quantization with other integers and steps, and what each block gained.
+//!
+//! Blocks are tuned in network order. A block's input is what the already quantized part gives; its target is what the
+//! float network gives at the same place. The loss is the local squared error, the penalty that drives each rounding
+//! to a decision ([`rounding`]), and the Task-guided Global Positive Loss ([`positives`]): the block's output is pushed
+//! through the float layers that remain, with exact gradients. Both errors are taken relative to rounding to the
+//! nearest, so that weights and rates mean the same for every block of every model.
+//!
+//! A block ends no worse than it began: where the learned integers and steps do not lower the objective on windows
+//! spread over the calibration frames, the nearest ones stay.
+
+mod adam;
+mod checkpoint;
+pub mod crops;
+mod driver;
+pub mod positives;
+pub mod program;
+mod rounding;
+mod steps;
+
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use burn_tensor::backend::BackendTypes;
+use serde::{Deserialize, Serialize};
+
+pub use checkpoint::Checkpoint;
+pub use driver::{Outcome, Subject, reconstruct, total_stride};
+pub use positives::{PositiveSettings, TgplSettings};
+
+/// Where tensors without gradients live.
+pub type Inner = Flex;
+/// Where tensors with gradients live.
+pub type Grad = Autodiff<Inner>;
+pub(crate) type Device = <Inner as BackendTypes>::Device;
+
+/// Settings of the reconstruction, a section of the recipe.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reconstruction {
+    /// Steps per block.
+    pub iterations: usize,
+    /// Windows per step.
+    pub batch: usize,
+    /// At most this many convolutions are tuned together.
+    pub block: usize,
+    /// Adam's rate for the rounding variables.
+    pub rate: f64,
+    /// Adam's rate for the logarithm of the activation steps; 0 keeps the steps.
+    pub activation_rate: f64,
+    /// Weight of the penalty on undecided roundings, relative to the local error of rounding to the nearest.
+    pub regularizer: f64,
+    /// Exponent of the penalty, at its start and at the end.
+    pub beta: [f64; 2],
+    /// Share of the steps before the penalty sets in.
+    pub warm_up: f64,
+    /// Probability that an element of a layer's input is the float one (QDrop); 0 switches it off.
+    pub drop: f64,
+    pub crops: CropSettings,
+    pub positives: PositiveSettings,
+    pub tgpl: TgplSettings,
+    pub seed: u64,
+}
+
+/// Which windows of the maps are used.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CropSettings {
+    /// Rows and columns in pillars, rounded up to the network's stride; 0 takes whole maps.
+    pub size: usize,
+    /// Pillars at each side whose context is cut off: positives there do not count.
+    pub margin: usize,
+    /// At most this many a frame.
+    pub per_frame: usize,
+    /// At most this many in all.
+    pub max: usize,
+    /// This many decide whether a block's result is kept.
+    pub judged: usize,
+    /// Bound on what is kept between blocks, megabytes; fewer windows are used where it would not hold.
+    pub memory_mb: usize,
+}
+
+impl Reconstruction {
+    /// What is wrong with the values, if anything: the key and the problem.
+    pub fn problem(&self) -> Option<(&'static str, String)> {
+        let least = [
+            ("reconstruction.iterations", self.iterations),
+            ("reconstruction.batch", self.batch),
+            ("reconstruction.block", self.block),
+            ("reconstruction.crops.per_frame", self.crops.per_frame),
+            ("reconstruction.crops.max", self.crops.max),
+            ("reconstruction.crops.judged", self.crops.judged),
+            ("reconstruction.crops.memory_mb", self.crops.memory_mb),
+            ("reconstruction.positives.max", self.positives.max),
+            ("reconstruction.tgpl.every", self.tgpl.every),
+        ];
+        for (key, value) in least {
+            if value == 0 {
+                return Some((key, "must be at least 1".into()));
+            }
+        }
+        let not_negative = [
+            ("reconstruction.activation_rate", self.activation_rate),
+            ("reconstruction.regularizer", self.regularizer),
+            ("reconstruction.tgpl.weight", self.tgpl.weight),
+            ("reconstruction.tgpl.boxes", self.tgpl.boxes),
+            ("reconstruction.tgpl.velocity", self.tgpl.velocity),
+        ];
+        for (key, value) in not_negative {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Some((key, format!("{value}; must be 0 or more")));
+            }
+        }
+        if !(self.rate > 0.0 && self.rate.is_finite()) {
+            return Some(("reconstruction.rate", format!("{}; must be above 0", self.rate)));
+        }
+        let shares = [
+            ("reconstruction.warm_up", self.warm_up),
+            ("reconstruction.drop", self.drop),
+            ("reconstruction.positives.threshold", f64::from(self.positives.threshold)),
+        ];
+        for (key, value) in shares {
+            if !(0.0..1.0).contains(&value) {
+                return Some((key, format!("{value}; 0 or more, below 1")));
+            }
+        }
+        if !self.beta.iter().all(|b| *b >= 1.0 && *b <= 100.0) {
+            return Some(("reconstruction.beta", format!("{:?}; 1 to 100", self.beta)));
+        }
+        if self.crops.size > 0 && self.crops.size <= 2 * self.crops.margin {
+            return Some((
+                "reconstruction.crops.margin",
+                format!("{} at each side leaves nothing of {}", self.crops.margin, self.crops.size),
+            ));
+        }
+        None
+    }
+}
