@@ -1,0 +1,254 @@
+"""The whole ablation in one command: every calibrator, bit width and calibration seed, scored on the deployed engine.
+
+    nice build/ros2/venv/bin/python benches/ablation/ablate.py                  # docs/ablation.md
+    nice build/ros2/venv/bin/python benches/ablation/ablate.py --small --page /tmp/ablation.md
+
+Each model is calibrated on a simulated drive of its seed, then run by `centerpoint_ptq detect` over a held-out
+drive with ground truth, and scored by `centerpoint_ptq evaluate` against float with paired bootstrap
+intervals. Where CENTERPOINT_PTQ_DATA names the real recordings, agreement with float there is added (of models
+calibrated on simulated frames). What was made before is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import page
+from harness import (
+    HELD_OUT, ROOT, Bag, Drive, Setting, Study, check_methods, common_arguments, mean, real_recordings, run_rows,
+    study, write_atomically,
+)  # fmt: skip
+
+BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
+# In the order of the table. ONNX Runtime and NNCF quantize to 8 bits only.
+METHODS = {
+    "float": "float",
+    "ort-minmax": "ONNX Runtime, min-max",
+    "ort-entropy": "ONNX Runtime, entropy",
+    "ort-percentile": "ONNX Runtime, percentile",
+    "nncf": "NNCF",
+    "kl": "KL entropy, 2048 bins",
+    "percentile": "percentile 99.99",
+    "max-min": "max-min",
+    "grid": "+ grid search",
+    "rounding": "+ adaptive rounding",
+    "tgpl": "+ TGPL",
+}
+EIGHT_BITS_ONLY = {"ort-minmax", "ort-entropy", "ort-percentile", "nncf"}
+DEFAULT_METHODS = [m for m in METHODS if m != "nncf"]
+# Figures of the summary by key: title, digits.
+AGREEMENT = {"f1": ("F1", 3), "centre": ("centre m", 3), "size": ("size m", 3), "yaw": ("yaw rad", 3)}
+ERRORS = {"translation": ("ATE m", 3), "scale": ("ASE", 3), "orientation": ("AOE rad", 3)}
+TITLE = "Ablation"
+
+
+def plan(methods: list[str], bits: list[str], seeds: list[int], drive_of, frames: int) -> list[Setting]:
+    """The models of the table, in its order. Float is one row."""
+    settings = []
+    if "float" in methods:
+        settings.append(Setting("float", 32, 32, drive_of(seeds[0]), frames))
+    for name in bits:
+        for method in METHODS:
+            if method == "float" or method not in methods or (method in EIGHT_BITS_ONLY and name != "W8A8"):
+                continue
+            settings += [Setting(method, *BITS[name], drive_of(seed), frames) for seed in seeds]
+    return settings
+
+
+def label(s: Setting) -> str:
+    """How the table names a model's bits."""
+    return "-" if s.method == "float" else s.bits
+
+
+def row(study: Study, s: Setting, held_out: Bag, limit: int | None) -> dict:
+    """One model's figures."""
+    model = study.model(s)
+    out = {"bits": label(s), "method": s.method, "seed": s.drive.seed, "frames": s.frame_count}
+    out["scores"] = study.score(model, held_out, limit)
+    out["real"] = {name: study.score(model, bag, limit) for name, bag in real_recordings().items()}
+    return out
+
+
+def by_method(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Rows of all seeds of a bit width and method, in the table's order."""
+    found = defaultdict(list)
+    for r in rows:
+        found[r["bits"], r["method"]].append(r)
+    return found
+
+
+def difference(group: list[dict], which: str) -> tuple[float | None, float | None, float | None]:
+    """Mean over the seeds of AP minus float's, in points, and the hull of their 95 % intervals."""
+    found = [r["scores"]["difference"] for r in group]
+    found = [next((v for k, v in d.items() if k == which), None) for d in found]
+    found = [d for d in found if d is not None and d["difference"] is not None]
+    if not found:
+        return None, None, None
+    return (
+        100 * mean([d["difference"] for d in found]),
+        100 * min(d["lower"] for d in found),
+        100 * max(d["upper"] for d in found),
+    )
+
+
+def interval(values: tuple) -> str:
+    """A difference with its interval."""
+    value, low, high = values
+    return "-" if value is None else f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def seeds_mean(group: list[dict], *keys: str) -> float | None:
+    """Mean over the seeds of a nested figure."""
+    values = []
+    for r in group:
+        value = r["scores"]
+        for key in keys:
+            value = (value or {}).get(key)
+        values.append(value)
+    return mean(values)
+
+
+def main_table(groups: dict, classes: list[str]) -> str:
+    head = ["bits", "calibrator", "mean AP", "against float, points", *classes]
+    rows = []
+    for (bits, method), group in groups.items():
+        aps = [seeds_mean(group, "classes", c, "ap") for c in classes]
+        change = "" if method == "float" else interval(difference(group, "mean"))
+        rows.append([bits, METHODS[method], page.number(seeds_mean(group, "mean_ap")), change, *map(page.number, aps)])
+    return page.table(head, rows)
+
+
+def class_table(groups: dict, classes: list[str]) -> str:
+    head = ["bits", "calibrator", *(f"{c}, points" for c in classes)]
+    rows = [
+        [bits, METHODS[method], *(interval(difference(group, c)) for c in classes)]
+        for (bits, method), group in groups.items()
+        if method != "float"
+    ]
+    return page.table(head, rows)
+
+
+def box_table(groups: dict) -> str:
+    head = ["bits", "calibrator"] + [f"{t} to truth" for t, _ in ERRORS.values()]
+    head += [f"{t} to float" for t, _ in AGREEMENT.values()]
+    rows = []
+    for (bits, method), group in groups.items():
+        to_truth = [page.number(seeds_mean(group, "errors", k), d) for k, (_, d) in ERRORS.items()]
+        to_float = [page.number(seeds_mean(group, "agreement", k), d) for k, (_, d) in AGREEMENT.items()]
+        rows.append([bits, METHODS[method], *to_truth, *to_float])
+    return page.table(head, rows)
+
+
+def band_table(groups: dict, classes: list[str], bands: list[str]) -> str:
+    head = ["bits", "calibrator", *(f"{c} {b} m" for c in classes for b in bands)]
+    rows = [
+        [bits, METHODS[m], *(page.number(seeds_mean(g, "classes", c, "bands", b)) for c in classes for b in bands)]
+        for (bits, m), g in groups.items()
+    ]
+    return page.table(head, rows)
+
+
+def real_table(groups: dict, recordings: list[str]) -> str:
+    head = ["bits", "calibrator", *(f"{name}: {t}" for name in recordings for t, _ in AGREEMENT.values())]
+    rows = []
+    for (bits, method), group in groups.items():
+        cells = []
+        for name in recordings:
+            found = [r["real"].get(name, {}).get("agreement", {}) for r in group]
+            cells += [page.number(mean([f.get(k) for f in found]), d) for k, (_, d) in AGREEMENT.items()]
+        rows.append([bits, METHODS[method], *cells])
+    return page.table(head, rows)
+
+
+def render(results: dict, path: Path) -> None:
+    """The marked part of the page, and the plots beside it."""
+    groups, about = by_method(results["rows"]), results["about"]
+    scores = results["rows"][0]["scores"]
+    classes = list(scores["classes"])
+    bands = list(next(iter(scores["classes"].values()))["bands"])
+    names = [b for b in BITS if any(bits == b for bits, _ in groups)]
+    plots = path.parent / "plots"
+    for key, title in (("mean", "Mean AP against float"), *((c, f"AP of {c} against float") for c in classes)):
+        series = {
+            METHODS[m]: {b: difference(groups[b, m], key) for b in names if (b, m) in groups}
+            for m in METHODS
+            if any((b, m) in groups for b in names)
+        }
+        page.bars(plots / f"ablation_{key.lower()}.svg", title, "AP points", names, series)
+    parts = [
+        f"{scores['frames']} held-out frames of {about['held_out']}; calibrated on {about['frames']} frames of simulated "
+        f"drives, seeds {', '.join(map(str, about['seeds']))}; sensor {about['sensor']}. AP at 2 m on the ground, means over "
+        "the seeds. Differences from float are paired; in brackets the hull over the seeds of the 95 % bootstrap intervals "
+        f"({about['block']} frames drawn as one, {about['resamples']} times).",
+        main_table(groups, classes),
+        "![Mean AP against float](plots/ablation_mean.svg)",
+        "Per class:",
+        class_table(groups, classes),
+        "Box errors at matched boxes: to the truth (hits at 2 m, means over the classes), and to float's boxes at the "
+        "deployed thresholds.",
+        box_table(groups),
+        "AP by distance:",
+        band_table(groups, classes, bands),
+    ]
+    recordings = sorted({name for r in results["rows"] for name in r["real"]})
+    if recordings:
+        parts += ["Agreement with float on real recordings, calibrated on the simulated frames:"]
+        parts += [real_table(groups, recordings)]
+    page.replace_marked(path, "ablation", "\n\n".join(parts), TITLE)
+
+
+def arguments():
+    parser = common_arguments(__doc__)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS, metavar="METHOD")
+    parser.add_argument("--bits", nargs="+", choices=BITS, default=list(BITS))
+    parser.add_argument("--seeds", nargs="+", type=int, help="calibration drives; default 11 12 13")
+    parser.add_argument("--sensor", default="mixed", help="of the simulated drives")
+    parser.add_argument("--frames", type=int, help="calibration frames, a multiple of 4; default 64")
+    parser.add_argument("--held-out", type=Path, help="bag with labels; default: simulated, seed 1001")
+    parser.add_argument("--held-out-frames", type=int, help="default 1000")
+    args = parser.parse_args()
+    args.seeds = args.seeds or ([11] if args.small else [11, 12, 13])
+    args.frames = args.frames or (12 if args.small else 64)
+    args.held_out_frames = args.held_out_frames or (20 if args.small else 1000)
+    if args.frames % 4:
+        parser.error("--frames: a multiple of 4")
+    args.out = args.out or args.work / "results.json"
+    args.page = args.page or (args.work if args.small else ROOT / "docs") / "ablation.md"
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    work = study(args)
+    # Two consecutive sweeps make a frame; scenes of 8 give views that differ.
+    total = args.frames + HELD_OUT
+    drive_of = lambda seed: Drive(args.sensor, total, max(1, total // 8), seed)  # noqa: E731
+    settings = plan(args.methods, args.bits, args.seeds, drive_of, args.frames)
+    check_methods(settings)
+    if args.held_out:
+        held_out, limit = Bag(args.held_out.resolve()), args.held_out_frames
+    else:
+        count = args.held_out_frames
+        held_out, limit = Bag(work.bag(Drive(args.sensor, count, max(1, count // work.block), 1001))), None
+    about = {
+        "held_out": args.held_out.name if args.held_out else "a simulated drive, seed 1001",
+        "frames": args.frames, "seeds": args.seeds, "sensor": args.sensor, "block": work.block,
+        "resamples": work.resamples,
+    }  # fmt: skip
+    done: list[dict] = []
+
+    def next_row(s: Setting) -> dict:
+        done.append(row(work, s, held_out, limit))
+        # After each, so that a run that is stopped leaves what it has.
+        write_atomically(args.out, json.dumps({"about": about, "rows": done}, indent=1))
+        return done[-1]
+
+    run_rows(settings, args.held_out_frames, next_row)
+    render({"about": about, "rows": done}, args.page)
+    print(f"wrote {args.out} and {args.page}")
+
+
+if __name__ == "__main__":
+    main()
