@@ -30,6 +30,7 @@ METHODS = {
     "ort-percentile": "ONNX Runtime, percentile",
     "nncf": "NNCF",
     "kl": "KL entropy, 2048 bins",
+    "kl-levelled": "KL entropy, zeros' bin levelled",
     "percentile": "percentile 99.99",
     "max-min": "max-min",
     "grid": "+ grid search",

@@ -5,7 +5,7 @@
 `--reference` is a folder that `centerpoint_ptq quantize` wrote with max-min steps; it says which layers
 are integer. `--spatial` holds the calibration frames, see `frames.py`. Methods:
 
-kl, percentile                      the reference with other activation steps, its integer weights as they are
+kl, kl-levelled, percentile         the reference with other activation steps, its integer weights as they are
 ort-minmax, ort-entropy, ort-percentile   ONNX Runtime's `quantize_static` on the prepared float graph
 nncf                                NNCF's post-training quantization of the same graph (needs `nncf`)
 """
@@ -30,7 +30,7 @@ import graph
 # Operators that ONNX Runtime is asked to quantize: those that our plan runs on integers.
 ORT_OPERATORS = ["Conv", "ConvTranspose", "Relu", "Clip", "Concat", "DepthToSpace", "MaxPool", "Reshape", "Transpose"]
 ORT_METHODS = {"ort-minmax": "MinMax", "ort-entropy": "Entropy", "ort-percentile": "Percentile"}
-STEP_METHODS = ("kl", "percentile")
+STEP_METHODS = ("kl", "kl-levelled", "percentile")
 METHODS = (*STEP_METHODS, *ORT_METHODS, "nncf")
 # Largest difference of the prepared float graph from the float file, as a share of a map's largest value.
 SAME_FUNCTION = 1e-3
@@ -81,8 +81,8 @@ def other_steps(method: str, reference: onnx.ModelProto, report: dict, spatial: 
     settings, ranges = group_settings(reference, report), {}
     for scale, histogram in histograms(reference, settings, spatial).items():
         bits, seen = settings[scale]["bits"], settings[scale]["seen"]
-        if method == "kl":
-            limit = calibrators.kl_threshold(histogram, bits)
+        if method in ("kl", "kl-levelled"):
+            limit = calibrators.kl_threshold(histogram, bits, level_zeros=method == "kl-levelled")
         else:
             limit = calibrators.percentile_threshold(histogram)
         ranges[scale] = (max(seen["min"], -limit), min(seen["max"], limit), bits)

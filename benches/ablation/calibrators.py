@@ -60,12 +60,15 @@ def divergence(counts: np.ndarray, size: int, levels: int) -> float:
     return float(np.sum(p[p > 0] * np.log(p[p > 0] / q[p > 0])))
 
 
-def kl_threshold(histogram: Histogram, bits: int = 8, bins: int = KL_BINS) -> float:
+def kl_threshold(histogram: Histogram, bits: int = 8, bins: int = KL_BINS, level_zeros: bool = False) -> float:
     """Clip threshold of least KL divergence, candidates from `levels` bins up to all of them.
 
-    The published algorithm, with 2^(bits - 1) levels for |x|: 128 at 8 bits.
+    The published algorithm, with 2^(bits - 1) levels for |x|: 128 at 8 bits. With `level_zeros` the first
+    bin, which holds the zeros, gets the count of the second, as NVIDIA's pytorch-quantization does it.
     """
     counts, levels = histogram.coarse(bins), 2 ** (bits - 1)
+    if level_zeros:
+        counts[0] = counts[1]
     sizes = np.arange(levels, bins + 1)
     best = sizes[int(np.argmin([divergence(counts, size, levels) for size in sizes]))]
     # The middle of the first bin that is cut; nothing is cut where all bins stay.

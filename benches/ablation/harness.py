@@ -59,17 +59,13 @@ def recipe(method: str, weight_bits: int, activation_bits: int, frame_count: int
         if method == "max-min":
             wanted[part]["search"] = dict(MAX_MIN_SEARCH)
     if stage >= 2:
-        try:
-            wanted["reconstruction"]["enabled"] = True
-            if method == "rounding":
-                wanted["reconstruction"]["tgpl"]["weight"] = 0.0
-            else:
-                wanted["reconstruction"]["tgpl"]["weight"] + 0.0  # must be there
-        except (KeyError, TypeError) as error:
+        loss = (wanted.get("reconstruction") or {}).get("tgpl") or {}
+        if "weight" not in loss:
             raise SystemExit(
-                f"method {method}: {file} has no `reconstruction` with `tgpl.weight` ({error}); "
-                "leave it out with --methods"
-            ) from error
+                f"method {method}: {file} has no `reconstruction.tgpl.weight`; leave it out with --methods"
+            )
+        if method == "rounding":
+            loss["weight"] = 0.0
     return wanted
 
 

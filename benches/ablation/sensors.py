@@ -13,6 +13,7 @@ import json
 
 import page
 from ablate import BITS, METHODS, difference, interval, seeds_mean
+from baselines import STEP_METHODS
 from harness import (
     HELD_OUT, OUR_METHODS, ROOT, Bag, Drive, Setting, check_methods, common_arguments, run_rows, study,
     write_atomically,
@@ -130,7 +131,7 @@ def render(results: dict, args) -> None:
 
 def arguments():
     parser = common_arguments(__doc__)
-    parser.add_argument("--methods", nargs="+", choices=[*OUR_METHODS, "kl", "percentile"], metavar="METHOD", default=["grid"])
+    parser.add_argument("--methods", nargs="+", choices=[*OUR_METHODS, *STEP_METHODS], metavar="METHOD", default=["grid"])
     parser.add_argument("--bits", nargs="+", choices=BITS, default=["W8A8", "W4A4"])
     parser.add_argument("--sensors", nargs="+", choices=SENSORS, help="the first one serves the study of frames")
     parser.add_argument("--seeds", nargs="+", type=int, help="calibration drives; default 11 12 13")
