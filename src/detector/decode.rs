@@ -9,8 +9,7 @@ use nalgebra::{Vector2, Vector3};
 use ndarray::{Array4, ArrayView4};
 
 use super::description::{
-    DimOrder, DimScale, Head, ModelDescription, RotOrder, VelocityFrame,
-    YawConvention,
+    DimOrder, DimScale, Head, ModelDescription, RotOrder, VelocityFrame, YawConvention,
 };
 use super::nms;
 use crate::geometry::{Box3d, Detection, wrap_angle};
@@ -207,8 +206,8 @@ pub fn decode(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detection> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use approx::assert_relative_eq;
     use crate::detector::description::HeatmapScale;
+    use approx::assert_relative_eq;
     use std::f32::consts::PI;
     use std::path::Path;
 

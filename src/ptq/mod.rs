@@ -512,7 +512,13 @@ fn windows(
                     *occupied |= v != 0.0;
                 }
             }
-            crops::choose([rows, columns], &occupied, &cells, window, settings.crops.per_frame)
+            crops::choose(
+                [rows, columns],
+                &occupied,
+                &cells,
+                window,
+                settings.crops.per_frame,
+            )
         };
         for [y, x] in corners {
             if count < settings.crops.max {
@@ -523,7 +529,11 @@ fn windows(
         let part = (index + 1) as f64 / total as f64;
         let detail = format!("windows, frame {} of {total}", index + 1);
         // The blocks take nearly all of the stage's time.
-        progress.update(Stage::Reconstruct, Stage::Reconstruct.overall(part * 0.01), &detail);
+        progress.update(
+            Stage::Reconstruct,
+            Stage::Reconstruct.overall(part * 0.01),
+            &detail,
+        );
         Ok::<_, PtqError>(())
     })?;
     let maps = Array4::from_shape_vec((count, channels, size[0], size[1]), data)

@@ -74,7 +74,8 @@ impl Progress for WithoutReconstruction<'_> {
     fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
         let (from, to) = Stage::Reconstruct.span();
         let gone = if fraction >= to { to - from } else { 0.0 };
-        self.0.update(stage, (fraction - gone) / (1.0 - (to - from)), detail);
+        self.0
+            .update(stage, (fraction - gone) / (1.0 - (to - from)), detail);
     }
 
     fn cancelled(&self) -> bool {

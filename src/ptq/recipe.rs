@@ -319,7 +319,11 @@ impl Recipe {
         {
             return Some(found);
         }
-        if let Some(found) = self.reconstruction.as_ref().and_then(Reconstruction::problem) {
+        if let Some(found) = self
+            .reconstruction
+            .as_ref()
+            .and_then(Reconstruction::problem)
+        {
             return Some(found);
         }
         let g = &self.gate;

@@ -45,7 +45,9 @@ impl Checkpoint {
             std::fs::create_dir_all(folder)?;
             write(folder, KEY, key.as_bytes())?;
         }
-        Ok(Checkpoint { folder: Some(folder.to_owned()) })
+        Ok(Checkpoint {
+            folder: Some(folder.to_owned()),
+        })
     }
 
     /// The state of a block, if it was finished. One that cannot be read counts as not finished.
@@ -54,7 +56,9 @@ impl Checkpoint {
         match serde_json::from_slice(&bytes) {
             Ok(state) => Some(state),
             Err(e) => {
-                tracing::warn!("block {block} of the interrupted work cannot be read, it is done again: {e}");
+                tracing::warn!(
+                    "block {block} of the interrupted work cannot be read, it is done again: {e}"
+                );
                 None
             }
         }
@@ -106,7 +110,10 @@ mod tests {
     fn finished_blocks_come_back_under_the_same_key_only() {
         let home = tempfile::tempdir().unwrap();
         let folder = home.path().join("work");
-        Checkpoint::open(&folder, "a").unwrap().save(7, &state()).unwrap();
+        Checkpoint::open(&folder, "a")
+            .unwrap()
+            .save(7, &state())
+            .unwrap();
         let again = Checkpoint::open(&folder, "a").unwrap();
         assert_eq!(again.load(7), Some(state()));
         assert_eq!(again.load(6), None);

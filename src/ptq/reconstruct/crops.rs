@@ -47,11 +47,16 @@ pub fn choose(
     let mut chosen = Vec::new();
     while chosen.len() < count {
         let inside = |corner: &Corner, cell: &Corner| window.holds(*corner, *cell);
-        let best = candidates.iter().enumerate().max_by_key(|(i, (corner, full))| {
-            let hits = open.iter().filter(|cell| inside(corner, cell)).count();
-            (hits, *full, std::cmp::Reverse(*i))
-        });
-        let Some((index, &(corner, _))) = best else { break };
+        let best = candidates
+            .iter()
+            .enumerate()
+            .max_by_key(|(i, (corner, full))| {
+                let hits = open.iter().filter(|cell| inside(corner, cell)).count();
+                (hits, *full, std::cmp::Reverse(*i))
+            });
+        let Some((index, &(corner, _))) = best else {
+            break;
+        };
         candidates.remove(index);
         open.retain(|cell| !window.holds(corner, *cell));
         chosen.push(corner);
@@ -82,7 +87,11 @@ impl Window {
 mod tests {
     use super::*;
 
-    const WINDOW: Window = Window { size: 16, align: 4, margin: 2 };
+    const WINDOW: Window = Window {
+        size: 16,
+        align: 4,
+        margin: 2,
+    };
 
     #[test]
     fn windows_go_where_the_positives_are_and_each_counts_once() {

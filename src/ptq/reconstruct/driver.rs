@@ -83,12 +83,21 @@ pub fn reconstruct(
     let inner = network::<Inner>(subject.graph, &device)?;
     let grad = network::<Grad>(subject.graph, &device)?;
     let fit = windows_that_fit(&subject, &program, &inner, quantization, settings)?;
-    let windows = subject.windows.slice(ndarray::s![..fit, .., .., ..]).to_owned();
+    let windows = subject
+        .windows
+        .slice(ndarray::s![..fit, .., .., ..])
+        .to_owned();
     let mut driver = Driver::new(&subject, windows, &program, &inner, quantization, settings)?;
     let outputs = driver.outputs(progress)?;
     let heads = subject.heads.clone();
-    let positives = Positives::find(heads, subject.scale, outputs, &settings.positives, subject.margin)
-        .map_err(|problem| subject.graph.graph_error(problem))?;
+    let positives = Positives::find(
+        heads,
+        subject.scale,
+        outputs,
+        &settings.positives,
+        subject.margin,
+    )
+    .map_err(|problem| subject.graph.graph_error(problem))?;
     let mut tuner = Tuner {
         grad,
         positives,
@@ -110,7 +119,11 @@ pub fn reconstruct(
                 let mut tell = |part: f64, detail: &str| {
                     let part = (index as f64 + part) / total as f64;
                     let detail = format!("{label}: {detail}");
-                    progress.update(Stage::Reconstruct, Stage::Reconstruct.overall(part), &detail);
+                    progress.update(
+                        Stage::Reconstruct,
+                        Stage::Reconstruct.overall(part),
+                        &detail,
+                    );
                     go_on(progress)
                 };
                 let state = tuner.tune(&driver, index, &targets, &mut tell)?;
@@ -153,12 +166,21 @@ pub fn total_stride(graph: &Model, input: &str, shape: [usize; 3]) -> Result<usi
 }
 
 /// The network, its nodes being those of the graph.
-fn network<B: Backend<Device = Device>>(graph: &Model, device: &Device) -> Result<Network<B>, PtqError> {
+fn network<B: Backend<Device = Device>>(
+    graph: &Model,
+    device: &Device,
+) -> Result<Network<B>, PtqError> {
     let network = Network::new(graph, device)?;
     let same = network.nodes().len() == graph.graph().node.len()
-        && network.nodes().iter().zip(&graph.graph().node).all(|(a, b)| a.name == b.label());
+        && network
+            .nodes()
+            .iter()
+            .zip(&graph.graph().node)
+            .all(|(a, b)| a.name == b.label());
     if !same {
-        return Err(graph.graph_error("its nodes are not in topological order").into());
+        return Err(graph
+            .graph_error("its nodes are not in topological order")
+            .into());
     }
     Ok(network)
 }
@@ -171,7 +193,10 @@ fn windows_that_fit(
     quantization: &mut Quantization,
     settings: &Reconstruction,
 ) -> Result<usize, PtqError> {
-    let one = subject.windows.slice(ndarray::s![..1, .., .., ..]).to_owned();
+    let one = subject
+        .windows
+        .slice(ndarray::s![..1, .., .., ..])
+        .to_owned();
     let mut driver = Driver::new(subject, one, program, network, quantization, settings)?;
     driver.advance(&program.glue(&driver.done))?;
     let mut peak = driver.bytes();
@@ -208,7 +233,10 @@ fn windows_that_fit(
 /// Float weights of every layer, as the graph holds them.
 fn program_weights(graph: &Model, driver: &Driver<'_>) -> Result<Vec<Vec<f32>>, PtqError> {
     let layers = &driver.quantization.plan.layers;
-    layers.iter().map(|l| Ok(graph.initializer_f32(&l.weight)?.data)).collect()
+    layers
+        .iter()
+        .map(|l| Ok(graph.initializer_f32(&l.weight)?.data))
+        .collect()
 }
 
 /// All windows on their way through the network, along both paths.
@@ -258,7 +286,11 @@ impl<'a> Driver<'a> {
 
     fn bytes(&self) -> usize {
         let size = |t: &Tensor<Inner, 4>| t.dims().iter().product::<usize>() * 4;
-        self.float.values().chain(self.quantized.values()).map(size).sum()
+        self.float
+            .values()
+            .chain(self.quantized.values())
+            .map(size)
+            .sum()
     }
 
     /// The float network's outputs for all windows.
@@ -274,10 +306,16 @@ impl<'a> Driver<'a> {
             }
             self.network.run(&mut values)?;
             for name in names {
-                parts.entry(name.clone()).or_default().push(self.rank4(&values, name)?);
+                parts
+                    .entry(name.clone())
+                    .or_default()
+                    .push(self.rank4(&values, name)?);
             }
         }
-        Ok(parts.into_iter().map(|(name, parts)| (name, Tensor::cat(parts, 0))).collect())
+        Ok(parts
+            .into_iter()
+            .map(|(name, parts)| (name, Tensor::cat(parts, 0)))
+            .collect())
     }
 
     fn rank4<B: Backend>(&self, values: &Values<B>, name: &str) -> Result<Tensor<B, 4>, PtqError> {
@@ -294,7 +332,9 @@ impl<'a> Driver<'a> {
             Path::Float => &self.float,
             Path::Quantized => &self.quantized,
         };
-        let after: Done = (0..self.done.len()).map(|n| self.done[n] || nodes.contains(&n)).collect();
+        let after: Done = (0..self.done.len())
+            .map(|n| self.done[n] || nodes.contains(&n))
+            .collect();
         let wanted: Vec<&String> = nodes
             .iter()
             .flat_map(|&n| self.program.gives(n))
@@ -309,21 +349,30 @@ impl<'a> Driver<'a> {
             let end = (start + CHUNK).min(self.windows);
             let mut raw = Values::default();
             for name in &sources {
-                let map = maps.get(name).ok_or_else(|| self.graph.tensor_error(name, "is not there yet"))?;
+                let map = maps
+                    .get(name)
+                    .ok_or_else(|| self.graph.tensor_error(name, "is not there yet"))?;
                 raw.insert(name.clone(), map.clone().slice([start..end]).into());
             }
             match path {
                 Path::Float => self.execute(self.network, nodes, &mut raw, &weights, None)?,
                 Path::Quantized => {
-                    let mut read = |group: usize, _: &str, x| fake(x, &self.quantization.activations[group]);
+                    let mut read =
+                        |group: usize, _: &str, x| fake(x, &self.quantization.activations[group]);
                     self.execute(self.network, nodes, &mut raw, &weights, Some(&mut read))?;
                 }
             }
             for name in &wanted {
-                parts.entry((*name).clone()).or_default().push(self.rank4(&raw, name)?);
+                parts
+                    .entry((*name).clone())
+                    .or_default()
+                    .push(self.rank4(&raw, name)?);
             }
         }
-        Ok(parts.into_iter().map(|(name, parts)| (name, Tensor::cat(parts, 0))).collect())
+        Ok(parts
+            .into_iter()
+            .map(|(name, parts)| (name, Tensor::cat(parts, 0)))
+            .collect())
     }
 
     /// Runs nodes on `raw`, values before their quantizers. `read` fake-quantizes what a node reads (group, name,
@@ -343,7 +392,10 @@ impl<'a> Driver<'a> {
                 let value = raw
                     .get(name)
                     .ok_or_else(|| self.graph.tensor_error(name, "is not there yet"))?;
-                let group = self.program.group(name).filter(|_| !self.program.moves(node));
+                let group = self
+                    .program
+                    .group(name)
+                    .filter(|_| !self.program.moves(node));
                 let value = match (&mut read, group) {
                     (Some(read), Some(group)) => match known.get(name.as_str()) {
                         Some(value) => value.clone(),
@@ -374,8 +426,10 @@ impl<'a> Driver<'a> {
 
     /// What the integers of the layers among `nodes` stand for.
     fn quantized_weights(&self, nodes: &[usize]) -> HashMap<usize, Tensor<Inner, 4>> {
-        let names: HashMap<String, usize> =
-            nodes.iter().map(|&n| (self.network.nodes()[n].name.clone(), n)).collect();
+        let names: HashMap<String, usize> = nodes
+            .iter()
+            .map(|&n| (self.network.nodes()[n].name.clone(), n))
+            .collect();
         let plan = &self.quantization.plan;
         plan.layers
             .iter()
@@ -419,18 +473,34 @@ impl<'a> Driver<'a> {
     }
 
     fn apply(&mut self, state: &BlockState) -> Result<(), PtqError> {
-        let Quantization { weights, activations, .. } = &mut *self.quantization;
+        let Quantization {
+            weights,
+            activations,
+            ..
+        } = &mut *self.quantization;
         for (layer, integers) in &state.integers {
-            let weights = weights.get_mut(*layer).filter(|w| w.integers.len() == integers.len());
+            let weights = weights
+                .get_mut(*layer)
+                .filter(|w| w.integers.len() == integers.len());
             match weights {
                 Some(weights) => weights.integers.clone_from(integers),
-                None => return Err(self.graph.graph_error("the interrupted work is another model's").into()),
+                None => {
+                    return Err(self
+                        .graph
+                        .graph_error("the interrupted work is another model's")
+                        .into());
+                }
             }
         }
         for (group, quantizer) in &state.steps {
             match activations.get_mut(*group) {
                 Some(place) => *place = *quantizer,
-                None => return Err(self.graph.graph_error("the interrupted work is another model's").into()),
+                None => {
+                    return Err(self
+                        .graph
+                        .graph_error("the interrupted work is another model's")
+                        .into());
+                }
             }
         }
         Ok(())
@@ -448,7 +518,8 @@ type Read<'a, B> = &'a mut dyn FnMut(usize, &str, Tensor<B, 4>) -> Tensor<B, 4>;
 
 fn pick(map: &Tensor<Inner, 4>, windows: &[usize], device: &Device) -> Tensor<Inner, 4> {
     let index: Vec<i64> = windows.iter().map(|&w| w as i64).collect();
-    let index: Tensor<Inner, 1, Int> = Tensor::from_data(TensorData::new(index, [windows.len()]), device);
+    let index: Tensor<Inner, 1, Int> =
+        Tensor::from_data(TensorData::new(index, [windows.len()]), device);
     map.clone().select(0, index)
 }
 
@@ -512,24 +583,42 @@ impl Tuner {
             let share = windows.len() as f64 / judged.len() as f64;
             let mut raw = Values::default();
             for name in driver.program.sources(&block.nodes) {
-                raw.insert(name.clone(), pick(&driver.quantized[&name], windows, &driver.device).into());
+                raw.insert(
+                    name.clone(),
+                    pick(&driver.quantized[&name], windows, &driver.device).into(),
+                );
             }
             let mut read = |group: usize, _: &str, x| fake(x, &steps[group]);
-            driver.execute(driver.network, &block.nodes, &mut raw, weights, Some(&mut read))?;
+            driver.execute(
+                driver.network,
+                &block.nodes,
+                &mut raw,
+                weights,
+                Some(&mut read),
+            )?;
             let output = driver.rank4(&raw, &block.output)?;
             let wanted = pick(target, windows, &driver.device);
             local += share * scalar((output - wanted).square().mean());
             if settings.tgpl.weight > 0.0 {
                 let maps = self.heads(driver, driver.network, block, tail, windows, raw, |t| t)?;
                 let same = |t| t;
-                let loss = self.positives.loss::<Inner>(windows, &maps, &settings.tgpl, same, &driver.device);
+                let loss = self.positives.loss::<Inner>(
+                    windows,
+                    &maps,
+                    &settings.tgpl,
+                    same,
+                    &driver.device,
+                );
                 if let Some(loss) = loss {
                     task += share * scalar(loss);
                     tasks += share;
                 }
             }
         }
-        Ok(Errors { local, task: (tasks > 0.0).then(|| task / tasks) })
+        Ok(Errors {
+            local,
+            task: (tasks > 0.0).then(|| task / tasks),
+        })
     }
 
     /// Pushes a block's output, found in `raw`, through the float layers that remain.
@@ -608,14 +697,19 @@ impl Tuner {
                 device,
             )
             .map_err(|problem| {
-                driver.graph.tensor_error(&quantization.plan.layers[layer].weight, problem)
+                driver
+                    .graph
+                    .tensor_error(&quantization.plan.layers[layer].weight, problem)
             })?;
             layers.push((layer, node, rounding));
         }
         let mut learned: HashMap<usize, LearnedStep> = HashMap::new();
         if settings.activation_rate > 0.0 {
             for group in self.own_groups(driver, block) {
-                learned.insert(group, LearnedStep::new(steps[group], settings.activation_rate, device));
+                learned.insert(
+                    group,
+                    LearnedStep::new(steps[group], settings.activation_rate, device),
+                );
             }
         }
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
@@ -625,7 +719,8 @@ impl Tuner {
             let part = iteration as f64 / settings.iterations as f64;
             let batch = settings.batch.min(driver.windows);
             let windows = index::sample(&mut rng, driver.windows, batch).into_vec();
-            let tracked: Vec<Tensor<Grad, 4>> = layers.iter().map(|(_, _, r)| r.tracked()).collect();
+            let tracked: Vec<Tensor<Grad, 4>> =
+                layers.iter().map(|(_, _, r)| r.tracked()).collect();
             let tracked_steps: HashMap<usize, Tensor<Grad, 1>> =
                 learned.iter().map(|(g, s)| (*g, s.tracked())).collect();
             let weights: HashMap<usize, Tensor<Grad, 4>> = layers
@@ -653,7 +748,13 @@ impl Tuner {
                     quantized
                 }
             };
-            driver.execute(&self.grad, &block.nodes, &mut raw, &weights, Some(&mut read))?;
+            driver.execute(
+                &self.grad,
+                &block.nodes,
+                &mut raw,
+                &weights,
+                Some(&mut read),
+            )?;
             let output = driver.rank4(&raw, &block.output)?;
             let wanted = Tensor::from_inner(pick(target, &windows, device));
             let local = (output - wanted).square().mean() / local_unit as f32;
@@ -667,8 +768,22 @@ impl Tuner {
                 }
             }
             if let Some(unit) = task_unit.filter(|_| iteration % settings.tgpl.every == 0) {
-                let maps = self.heads(driver, &self.grad, block, &tail, &windows, raw, Tensor::from_inner)?;
-                let task = self.positives.loss::<Grad>(&windows, &maps, &settings.tgpl, Tensor::from_inner, device);
+                let maps = self.heads(
+                    driver,
+                    &self.grad,
+                    block,
+                    &tail,
+                    &windows,
+                    raw,
+                    Tensor::from_inner,
+                )?;
+                let task = self.positives.loss::<Grad>(
+                    &windows,
+                    &maps,
+                    &settings.tgpl,
+                    Tensor::from_inner,
+                    device,
+                );
                 if let Some(task) = task {
                     let weight = settings.tgpl.weight * settings.tgpl.every as f64 / unit;
                     loss = loss + task * weight as f32;
@@ -689,7 +804,11 @@ impl Tuner {
             smooth = Some(error);
             tell(
                 part,
-                &format!("step {} of {}, error {error:.3} of nearest", iteration + 1, settings.iterations),
+                &format!(
+                    "step {} of {}, error {error:.3} of nearest",
+                    iteration + 1,
+                    settings.iterations
+                ),
             )?;
         }
 
@@ -706,26 +825,44 @@ impl Tuner {
             .map(|(layer, node, _)| {
                 let weights = &candidate[*layer];
                 let dims = nearest[node].dims();
-                (*node, Tensor::from_data(TensorData::new(weights.dequantized(), dims), device))
+                (
+                    *node,
+                    Tensor::from_data(TensorData::new(weights.dequantized(), dims), device),
+                )
             })
             .collect();
         let found = self.errors(driver, block, &tail, target, &hard, &candidate_steps)?;
         let objective = |e: Errors| {
-            let task = e.task.zip(task_unit).map_or(0.0, |(t, unit)| settings.tgpl.weight * t / unit);
+            let task = e
+                .task
+                .zip(task_unit)
+                .map_or(0.0, |(t, unit)| settings.tgpl.weight * t / unit);
             e.local / local_unit + task
         };
         let taken = objective(found) < objective(before);
-        let (result, errors) = if taken { (candidate, found) } else { (quantization.weights.clone(), before) };
+        let (result, errors) = if taken {
+            (candidate, found)
+        } else {
+            (quantization.weights.clone(), before)
+        };
         let flipped = block
             .layers
             .iter()
             .map(|&l| {
-                let pairs = result[l].integers.iter().zip(&quantization.weights[l].integers);
-                pairs.filter(|(a, b)| a != b).count() as f64 / result[l].integers.len().max(1) as f64
+                let pairs = result[l]
+                    .integers
+                    .iter()
+                    .zip(&quantization.weights[l].integers);
+                pairs.filter(|(a, b)| a != b).count() as f64
+                    / result[l].integers.len().max(1) as f64
             })
             .collect();
         Ok(BlockState {
-            integers: block.layers.iter().map(|&l| (l, result[l].integers.clone())).collect(),
+            integers: block
+                .layers
+                .iter()
+                .map(|&l| (l, result[l].integers.clone()))
+                .collect(),
             steps: if taken {
                 learned.keys().map(|&g| (g, candidate_steps[g])).collect()
             } else {
@@ -748,11 +885,19 @@ impl Tuner {
 }
 
 fn block_gives(driver: &Driver<'_>, block: &Block, name: &str) -> bool {
-    block.nodes.iter().any(|&n| driver.program.gives(n).iter().any(|g| g == name))
+    block
+        .nodes
+        .iter()
+        .any(|&n| driver.program.gives(n).iter().any(|g| g == name))
 }
 
 /// True with the probability `share`, for every element.
-fn coins(rng: &mut ChaCha8Rng, dims: [usize; 4], share: f64, device: &Device) -> Tensor<Grad, 4, Bool> {
+fn coins(
+    rng: &mut ChaCha8Rng,
+    dims: [usize; 4],
+    share: f64,
+    device: &Device,
+) -> Tensor<Grad, 4, Bool> {
     let mut bytes = vec![0u8; dims.iter().product()];
     rng.fill_bytes(&mut bytes);
     let bound = (share * 256.0).round() as u16;

@@ -114,12 +114,18 @@ impl Reconstruction {
             }
         }
         if !(self.rate > 0.0 && self.rate.is_finite()) {
-            return Some(("reconstruction.rate", format!("{}; must be above 0", self.rate)));
+            return Some((
+                "reconstruction.rate",
+                format!("{}; must be above 0", self.rate),
+            ));
         }
         let shares = [
             ("reconstruction.warm_up", self.warm_up),
             ("reconstruction.drop", self.drop),
-            ("reconstruction.positives.threshold", f64::from(self.positives.threshold)),
+            (
+                "reconstruction.positives.threshold",
+                f64::from(self.positives.threshold),
+            ),
         ];
         for (key, value) in shares {
             if !(0.0..1.0).contains(&value) {
@@ -132,7 +138,10 @@ impl Reconstruction {
         if self.crops.size > 0 && self.crops.size <= 2 * self.crops.margin {
             return Some((
                 "reconstruction.crops.margin",
-                format!("{} at each side leaves nothing of {}", self.crops.margin, self.crops.size),
+                format!(
+                    "{} at each side leaves nothing of {}",
+                    self.crops.margin, self.crops.size
+                ),
             ));
         }
         None

@@ -124,7 +124,9 @@ impl Positives {
             .iter()
             .enumerate()
             .flat_map(|(slot, &crop)| {
-                self.cells[crop].iter().map(move |&(cell, w)| (slot * area + cell, w))
+                self.cells[crop]
+                    .iter()
+                    .map(move |&(cell, w)| (slot * area + cell, w))
             })
             .collect();
         if chosen.is_empty() {
@@ -132,7 +134,8 @@ impl Positives {
         }
         let n = chosen.len();
         let rows = |i: &[(usize, f32)]| -> Vec<i64> { i.iter().map(|c| c.0 as i64).collect() };
-        let index: Tensor<B, 1, Int> = Tensor::from_data(TensorData::new(rows(&chosen), [n]), device);
+        let index: Tensor<B, 1, Int> =
+            Tensor::from_data(TensorData::new(rows(&chosen), [n]), device);
         let total: f32 = chosen.iter().map(|c| c.1).sum();
         let weight: Tensor<B, 2> = Tensor::from_data(
             TensorData::new(chosen.iter().map(|c| c.1 / total).collect(), [n, 1]),
@@ -182,7 +185,12 @@ fn probability<B: Backend, const D: usize>(map: Tensor<B, D>, scale: HeatmapScal
 
 /// Cells of a map `[classes, y, x]` of probabilities that are the largest of their class within one cell around and
 /// above the threshold, best first.
-pub(crate) fn peaks(map: &[f32], [rows, columns]: [usize; 2], threshold: f32, margin: usize) -> Vec<usize> {
+pub(crate) fn peaks(
+    map: &[f32],
+    [rows, columns]: [usize; 2],
+    threshold: f32,
+    margin: usize,
+) -> Vec<usize> {
     let mut found: Vec<(f32, usize)> = Vec::new();
     for class in map.chunks(rows * columns) {
         for y in margin..rows.saturating_sub(margin) {
@@ -190,7 +198,11 @@ pub(crate) fn peaks(map: &[f32], [rows, columns]: [usize; 2], threshold: f32, ma
                 let score = class[y * columns + x];
                 let around = (y.saturating_sub(1)..(y + 2).min(rows))
                     .flat_map(|v| (x.saturating_sub(1)..(x + 2).min(columns)).map(move |u| (v, u)));
-                if score > threshold && around.into_iter().all(|(v, u)| class[v * columns + u] <= score) {
+                if score > threshold
+                    && around
+                        .into_iter()
+                        .all(|(v, u)| class[v * columns + u] <= score)
+                {
                     found.push((score, y * columns + x));
                 }
             }

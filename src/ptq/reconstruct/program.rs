@@ -72,7 +72,12 @@ impl Program {
                     .filter(|i| !i.is_empty() && !constants.contains(i.as_str()))
                     .cloned()
                     .collect(),
-                gives: node.output.iter().filter(|o| !o.is_empty()).cloned().collect(),
+                gives: node
+                    .output
+                    .iter()
+                    .filter(|o| !o.is_empty())
+                    .cloned()
+                    .collect(),
                 moves: is_moving(node)
                     && node
                         .output
@@ -158,7 +163,11 @@ impl Program {
             .filter(|&n| !done[n])
             .collect();
         let mut there: HashSet<&String> = self.inputs.iter().collect();
-        there.extend((0..self.steps.len()).filter(|&i| done[i]).flat_map(|i| &self.steps[i].gives));
+        there.extend(
+            (0..self.steps.len())
+                .filter(|&i| done[i])
+                .flat_map(|i| &self.steps[i].gives),
+        );
         let mut glue = Vec::new();
         for (i, step) in self.steps.iter().enumerate() {
             if !done[i] && !waiting.contains(&i) && step.reads.iter().all(|r| there.contains(r)) {

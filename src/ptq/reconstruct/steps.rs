@@ -103,9 +103,17 @@ mod tests {
     #[test]
     fn the_gradient_of_the_step_is_lsqs() {
         // In range: round(u) - u per unit of step; clipped: the end level. In the logarithm, times the step.
-        let q = Quantizer { scale: 0.5, zero_point: 0, levels: Levels::unsigned(4) };
+        let q = Quantizer {
+            scale: 0.5,
+            zero_point: 0,
+            levels: Levels::unsigned(4),
+        };
         let step = LearnedStep::new(q, 0.1, &Default::default());
-        for (x, expected) in [(1.1f32, (2.0 - 2.2) * 0.5), (100.0, 15.0 * 0.5), (-3.0, 0.0)] {
+        for (x, expected) in [
+            (1.1f32, (2.0 - 2.2) * 0.5),
+            (100.0, 15.0 * 0.5),
+            (-3.0, 0.0),
+        ] {
             let tracked = step.tracked();
             let y = step.fake(Tensor::from_inner(tensor(&[x])), &tracked);
             let gradients = y.sum().backward();
