@@ -5,6 +5,7 @@ Used by scripts/demo.py and by the tests in tests/ros. Needs build/env.sh to be 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import itertools
 import json
@@ -78,6 +79,32 @@ class Domain:
 
     def close(self) -> None:
         self.file.close()
+        sweep_shared_memory()
+
+
+def sweep_shared_memory(folder: Path = Path("/dev/shm")) -> int:
+    """Removes the shared memory of Fast DDS that nobody holds any more; returns the bytes freed.
+
+    A participant that is killed leaves its segment, 70 MB with config/fastdds.xml, and nobody else
+    removes it. Whoever uses a segment or a port holds a lock on the file `<name>_el` or `<name>_sl`
+    beside it, so what is in use stays. `fastdds shm clean` of a full ROS 2 does the same.
+    """
+    freed = 0
+    for path in folder.glob("fastrtps_*"):
+        if path.name.endswith(("_el", "_sl")):
+            continue
+        locks = [p for suffix in ("_el", "_sl") if (p := Path(f"{path}{suffix}")).exists()]
+        semaphore = folder / f"sem.{path.name}_mutex"
+        try:
+            with contextlib.ExitStack() as held:
+                for lock in locks:
+                    fcntl.flock(held.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                freed += path.stat().st_size
+                for part in [path, semaphore, *locks]:
+                    part.unlink(missing_ok=True)
+        except OSError:
+            continue  # in use, another user's, or gone meanwhile
+    return freed
 
 
 class Process:
@@ -123,10 +150,14 @@ class Process:
             self.process.send_signal(number)
         return self.wait(timeout), time.monotonic() - begin
 
-    def close(self) -> None:
+    def close(self, grace: float = 3.0) -> None:
         if self.running():
-            self.process.kill()
-            self.process.wait()
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(grace)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
 
 
 def node_command(

@@ -904,3 +904,6 @@ fn coins(
     let mask: Vec<bool> = bytes.into_iter().map(|b| u16::from(b) < bound).collect();
     Tensor::from_data(TensorData::new(mask, dims), device)
 }
+
+#[cfg(test)]
+mod tests;
