@@ -17,7 +17,7 @@ use serde_json::json;
 use super::detect::{SensorPose, parse_pose};
 use crate::cloud::frames::{Frames, InputOptions};
 use crate::detector::ModelDescription;
-use crate::ptq::progress::{Progress, Silent, Stage};
+use crate::ptq::progress::{Progress, Silent, Stage, Step};
 use crate::ptq::recipe::{Recipe, Target};
 use crate::ptq::report::Report;
 use crate::ptq::{PtqError, quantize};
@@ -158,6 +158,7 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
                 stop,
                 start: Instant::now(),
                 last: None,
+                step: None,
             };
             &mut lines
         }
@@ -257,9 +258,14 @@ struct JsonLines {
     start: Instant,
     /// Stage and time of the last line.
     last: Option<(Stage, Instant)>,
+    /// Where the reconstruction is, for the next line.
+    step: Option<serde_json::Value>,
 }
 
 impl Progress for JsonLines {
+    fn step(&mut self, step: &Step<'_>) {
+        self.step = serde_json::to_value(step).ok();
+    }
     fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
         let now = Instant::now();
         // Ten lines a second are enough for anyone, but each stage says that it started.
@@ -274,13 +280,16 @@ impl Progress for JsonLines {
         let elapsed = self.start.elapsed().as_secs_f64();
         let eta = (fraction > 0.02)
             .then(|| (elapsed / fraction * (1.0 - fraction) * 10.0).round() / 10.0);
-        let event = json!({
+        let mut event = json!({
             "event": "progress",
             "stage": stage.name(),
             "fraction": (fraction * 1e4).round() / 1e4,
             "eta_s": eta,
             "detail": detail,
         });
+        if let Some(step) = self.step.take() {
+            event["step"] = step;
+        }
         let mut out = std::io::stdout();
         if writeln!(out, "{event}").and_then(|()| out.flush()).is_err() {
             // Whoever wanted the model has gone away.

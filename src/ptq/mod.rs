@@ -260,6 +260,7 @@ where
             input: &input,
             heads: heads(model, graph)?,
             scale: model.head.heatmap,
+            bias: recipe.target(target).bias,
             margin: windows.margin.div_ceil(model.grid.downsample),
             windows: windows.maps,
         };

@@ -56,10 +56,28 @@ impl Stage {
     }
 }
 
+/// One step of the reconstruction.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Step<'a> {
+    /// Name of the first layer of the block.
+    pub layer: &'a str,
+    /// Counted from 1.
+    pub block: usize,
+    pub blocks: usize,
+    /// Steps done.
+    pub iteration: usize,
+    pub iterations: usize,
+    /// Squared error of the block's output, as share of what rounding to the nearest gives; smoothed.
+    pub error: f64,
+}
+
 /// Told how far the work is; asked whether to stop. Between two questions lies at most one frame's work.
 pub trait Progress: Send {
     /// `fraction` is the share of the whole, 0 to 1, and never falls.
     fn update(&mut self, stage: Stage, fraction: f64, detail: &str);
+
+    /// Told of each step of the reconstruction, before [`Progress::update`] is.
+    fn step(&mut self, _step: &Step<'_>) {}
 
     /// True makes the quantization end with [`super::PtqError::Cancelled`], with nothing written.
     fn cancelled(&self) -> bool {

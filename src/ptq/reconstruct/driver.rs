@@ -1,30 +1,30 @@
-//! Runs the blocks: forward passes over all windows, and the optimiser.
+//! Runs the blocks: all windows, along the float and the quantized path, from block to block.
 
 use std::collections::HashMap;
-use std::time::Instant;
 
 use burn_tensor::backend::Backend;
-use burn_tensor::{Bool, Int, Tensor, TensorData};
-use rand::{Rng, SeedableRng, seq::index};
-use rand_chacha::ChaCha8Rng;
+use burn_tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::super::export::Quantization;
 use super::super::network::{Network, Value, Values};
-use super::super::progress::{Progress, Stage};
+use super::super::progress::{Progress, Stage, Step};
 use super::super::quantizer::Quantizer;
+use super::super::recipe::BiasType;
+use super::super::weights::LayerWeights;
 use super::super::{PtqError, go_on};
 use super::checkpoint::{BlockState, Checkpoint};
 use super::positives::Positives;
-use super::program::{Block, Done, Program, Tail};
-use super::rounding::{Rounding, values};
-use super::steps::{LearnedStep, fake};
+use super::program::{Done, Program};
+use super::rounding::values;
+use super::steps::fake;
+use super::tuner::Tuner;
 use super::{Device, Grad, Inner, Reconstruction};
 use crate::detector::description::{Head, HeatmapScale};
 use crate::onnx::Model;
 
 /// Windows that run through the network at once where no gradient is wanted.
-const CHUNK: usize = 8;
+pub(super) const CHUNK: usize = 8;
 
 /// What is reconstructed.
 pub struct Subject<'a> {
@@ -35,6 +35,8 @@ pub struct Subject<'a> {
     /// Its outputs, by head.
     pub heads: Vec<(Head, String)>,
     pub scale: HeatmapScale,
+    /// How the target stores biases.
+    pub bias: BiasType,
     /// Windows of the input, `[windows, channels, y, x]`.
     pub windows: ndarray::Array4<f32>,
     /// Cells of the heads' maps, at each side, whose context is cut off.
@@ -116,13 +118,23 @@ pub fn reconstruct(
             None => {
                 let name = &driver.quantization.plan.layers[block.layers[0]].name;
                 let label = format!("block {} of {total}, {name}", index + 1);
-                let mut tell = |part: f64, detail: &str| {
-                    let part = (index as f64 + part) / total as f64;
-                    let detail = format!("{label}: {detail}");
+                let mut tell = |iteration: usize, error: f64| {
+                    let iterations = settings.iterations;
+                    let part = (index as f64 + iteration as f64 / iterations as f64) / total as f64;
+                    progress.step(&Step {
+                        layer: name,
+                        block: index + 1,
+                        blocks: total,
+                        iteration,
+                        iterations,
+                        error,
+                    });
                     progress.update(
                         Stage::Reconstruct,
                         Stage::Reconstruct.overall(part),
-                        &detail,
+                        &format!(
+                            "{label}: step {iteration} of {iterations}, error {error:.3} of nearest"
+                        ),
                     );
                     go_on(progress)
                 };
@@ -239,22 +251,33 @@ fn program_weights(graph: &Model, driver: &Driver<'_>) -> Result<Vec<Vec<f32>>, 
         .collect()
 }
 
-/// All windows on their way through the network, along both paths.
-struct Driver<'a> {
-    graph: &'a Model,
-    program: &'a Program,
-    network: &'a Network<Inner>,
-    quantization: &'a mut Quantization,
-    settings: &'a Reconstruction,
-    device: Device,
-    windows: usize,
-    done: Done,
-    /// Tensors that somebody still has to read, before their quantizers: `[windows, channels, y, x]`.
-    float: Maps,
-    quantized: Maps,
+/// What a layer computes with instead of its float weights and, where the target rounds it, its bias.
+#[derive(Debug, Clone)]
+pub(super) struct Parameter<B: Backend> {
+    pub weight: Tensor<B, 4>,
+    pub bias: Option<Tensor<B, 1>>,
 }
 
-type Maps = HashMap<String, Tensor<Inner, 4>>;
+/// Parameters by node.
+pub(super) type Parameters<B> = HashMap<usize, Parameter<B>>;
+
+/// All windows on their way through the network, along both paths.
+pub(super) struct Driver<'a> {
+    pub graph: &'a Model,
+    pub program: &'a Program,
+    pub network: &'a Network<Inner>,
+    pub quantization: &'a mut Quantization,
+    pub settings: &'a Reconstruction,
+    pub bias: BiasType,
+    pub device: Device,
+    pub windows: usize,
+    pub done: Done,
+    /// Tensors that somebody still has to read, before their quantizers: `[windows, channels, y, x]`.
+    pub float: Maps,
+    pub quantized: Maps,
+}
+
+pub(super) type Maps = HashMap<String, Tensor<Inner, 4>>;
 
 impl<'a> Driver<'a> {
     fn new(
@@ -276,6 +299,7 @@ impl<'a> Driver<'a> {
             network,
             quantization,
             settings,
+            bias: subject.bias,
             device,
             windows: n,
             done: program.start(),
@@ -318,7 +342,11 @@ impl<'a> Driver<'a> {
             .collect())
     }
 
-    fn rank4<B: Backend>(&self, values: &Values<B>, name: &str) -> Result<Tensor<B, 4>, PtqError> {
+    pub(super) fn rank4<B: Backend>(
+        &self,
+        values: &Values<B>,
+        name: &str,
+    ) -> Result<Tensor<B, 4>, PtqError> {
         values.get(name).and_then(Value::rank4).ok_or_else(|| {
             let problem = "is not a map of rank 4, which the reconstruction needs";
             self.graph.tensor_error(name, problem).into()
@@ -340,9 +368,12 @@ impl<'a> Driver<'a> {
             .flat_map(|&n| self.program.gives(n))
             .filter(|t| self.program.needed(t, &after) || self.network.outputs().contains(t))
             .collect();
-        let weights = match path {
-            Path::Float => HashMap::new(),
-            Path::Quantized => self.quantized_weights(nodes),
+        let parameters = match path {
+            Path::Float => Parameters::new(),
+            Path::Quantized => {
+                let q = &*self.quantization;
+                self.parameters(nodes, &q.weights, &q.activations)?
+            }
         };
         let mut parts: HashMap<String, Vec<Tensor<Inner, 4>>> = HashMap::new();
         for start in (0..self.windows).step_by(CHUNK) {
@@ -355,11 +386,11 @@ impl<'a> Driver<'a> {
                 raw.insert(name.clone(), map.clone().slice([start..end]).into());
             }
             match path {
-                Path::Float => self.execute(self.network, nodes, &mut raw, &weights, None)?,
+                Path::Float => self.execute(self.network, nodes, &mut raw, &parameters, None)?,
                 Path::Quantized => {
                     let mut read =
                         |group: usize, _: &str, x| fake(x, &self.quantization.activations[group]);
-                    self.execute(self.network, nodes, &mut raw, &weights, Some(&mut read))?;
+                    self.execute(self.network, nodes, &mut raw, &parameters, Some(&mut read))?;
                 }
             }
             for name in &wanted {
@@ -375,14 +406,14 @@ impl<'a> Driver<'a> {
             .collect())
     }
 
-    /// Runs nodes on `raw`, values before their quantizers. `read` fake-quantizes what a node reads (group, name,
+    /// Runs nodes on `raw`, values before their quantizers, with `parameters` instead of the float ones. `read` fake-quantizes what a node reads (group, name,
     /// value); nodes that only move values pass them on as they are.
-    fn execute<B: Backend>(
+    pub(super) fn execute<B: Backend>(
         &self,
         network: &Network<B>,
         nodes: &[usize],
         raw: &mut Values<B>,
-        weights: &HashMap<usize, Tensor<B, 4>>,
+        parameters: &Parameters<B>,
         mut read: Option<Read<'_, B>>,
     ) -> Result<(), PtqError> {
         let mut known: HashMap<&str, Value<B>> = HashMap::new();
@@ -409,10 +440,14 @@ impl<'a> Driver<'a> {
                 };
                 seen.insert(name.clone(), value);
             }
-            if let Some(weight) = weights.get(&node)
-                && let Some(name) = network.nodes()[node].inputs.get(1)
-            {
-                seen.insert(name.clone(), weight.clone().into());
+            if let Some(Parameter { weight, bias }) = parameters.get(&node) {
+                let inputs = &network.nodes()[node].inputs;
+                if let Some(name) = inputs.get(1) {
+                    seen.insert(name.clone(), weight.clone().into());
+                }
+                if let (Some(name), Some(bias)) = (inputs.get(2), bias) {
+                    seen.insert(name.clone(), bias.clone().into());
+                }
             }
             network.step(node, &mut seen)?;
             for name in self.program.gives(node) {
@@ -424,23 +459,45 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
-    /// What the integers of the layers among `nodes` stand for.
-    fn quantized_weights(&self, nodes: &[usize]) -> HashMap<usize, Tensor<Inner, 4>> {
-        let names: HashMap<String, usize> = nodes
-            .iter()
-            .map(|&n| (self.network.nodes()[n].name.clone(), n))
-            .collect();
-        let plan = &self.quantization.plan;
-        plan.layers
-            .iter()
-            .zip(&self.quantization.weights)
-            .filter_map(|(layer, weights)| {
-                let node = *names.get(&layer.name)?;
-                let dims: [usize; 4] = weights.dims.as_slice().try_into().ok()?;
-                let data = TensorData::new(weights.dequantized(), dims);
-                Some((node, Tensor::from_data(data, &self.device)))
-            })
-            .collect()
+    /// What the integers of the layers among `nodes` stand for, with these weights and activation steps.
+    pub(super) fn parameters(
+        &self,
+        nodes: &[usize],
+        weights: &[LayerWeights],
+        steps: &[Quantizer],
+    ) -> Result<Parameters<Inner>, PtqError> {
+        let mut found = Parameters::new();
+        for &node in nodes {
+            let name = &self.network.nodes()[node].name;
+            let layers = &self.quantization.plan.layers;
+            let Some(index) = layers.iter().position(|l| &l.name == name) else {
+                continue;
+            };
+            let (layer, weights) = (&layers[index], &weights[index]);
+            let dims: [usize; 4] = weights.dims.as_slice().try_into().map_err(|_| {
+                let problem = format!("has weights of shape {:?}, not of rank 4", weights.dims);
+                self.graph.tensor_error(&layer.weight, problem)
+            })?;
+            let weight = TensorData::new(weights.dequantized(), dims);
+            let bias = match (&layer.bias, self.bias, self.program.group(&layer.input)) {
+                (Some(bias), BiasType::Int32, Some(group)) => {
+                    let mut bias = self.graph.initializer_f32(bias)?.data;
+                    for (b, scale) in bias.iter_mut().zip(weights.scales()) {
+                        let step = scale * steps[group].scale;
+                        *b = (*b / step).round_ties_even() * step;
+                    }
+                    let count = bias.len();
+                    Some(Tensor::from_data(
+                        TensorData::new(bias, [count]),
+                        &self.device,
+                    ))
+                }
+                _ => None,
+            };
+            let weight = Tensor::from_data(weight, &self.device);
+            found.insert(node, Parameter { weight, bias });
+        }
+        Ok(found)
     }
 
     fn keep(&mut self, maps: Maps, path: Path) {
@@ -507,402 +564,24 @@ impl<'a> Driver<'a> {
     }
 
     /// Windows spread over all, to judge a block by.
-    fn judged(&self) -> Vec<usize> {
+    pub(super) fn judged(&self) -> Vec<usize> {
         let count = self.settings.crops.judged.min(self.windows);
         (0..count).map(|i| i * self.windows / count).collect()
     }
 }
 
 /// Fake quantization of what a node reads: group, name, value.
-type Read<'a, B> = &'a mut dyn FnMut(usize, &str, Tensor<B, 4>) -> Tensor<B, 4>;
+pub(super) type Read<'a, B> = &'a mut dyn FnMut(usize, &str, Tensor<B, 4>) -> Tensor<B, 4>;
 
-fn pick(map: &Tensor<Inner, 4>, windows: &[usize], device: &Device) -> Tensor<Inner, 4> {
+pub(super) fn pick(map: &Tensor<Inner, 4>, windows: &[usize], device: &Device) -> Tensor<Inner, 4> {
     let index: Vec<i64> = windows.iter().map(|&w| w as i64).collect();
     let index: Tensor<Inner, 1, Int> =
         Tensor::from_data(TensorData::new(index, [windows.len()]), device);
     map.clone().select(0, index)
 }
 
-fn scalar(tensor: Tensor<Inner, 1>) -> f64 {
+pub(super) fn scalar(tensor: Tensor<Inner, 1>) -> f64 {
     f64::from(values(&tensor).first().copied().unwrap_or(f32::NAN))
-}
-
-/// Local and task-guided error, means over windows.
-#[derive(Debug, Clone, Copy)]
-struct Errors {
-    local: f64,
-    task: Option<f64>,
-}
-
-/// The optimiser of one block after the other.
-struct Tuner {
-    grad: Network<Grad>,
-    positives: Positives,
-    /// Per layer of the plan.
-    float_weights: Vec<Vec<f32>>,
-    /// Groups whose step an earlier block has learned.
-    settled: Vec<bool>,
-}
-
-impl Tuner {
-    /// The groups whose steps belong to a block: those that its layers read, unless an earlier block had them.
-    fn own_groups(&self, driver: &Driver<'_>, block: &Block) -> Vec<usize> {
-        let mut groups = Vec::new();
-        for &layer in &block.layers {
-            let input = &driver.quantization.plan.layers[layer].input;
-            if let Some(group) = driver.program.group(input)
-                && !self.settled[group]
-                && !groups.contains(&group)
-            {
-                groups.push(group);
-            }
-        }
-        groups
-    }
-
-    fn settle(&mut self, driver: &Driver<'_>, block: &Block) {
-        for group in self.own_groups(driver, block) {
-            self.settled[group] = true;
-        }
-    }
-
-    /// Errors of a block with given weights and steps.
-    fn errors(
-        &self,
-        driver: &Driver<'_>,
-        block: &Block,
-        tail: &Tail,
-        target: &Tensor<Inner, 4>,
-        weights: &HashMap<usize, Tensor<Inner, 4>>,
-        steps: &[Quantizer],
-    ) -> Result<Errors, PtqError> {
-        let settings = driver.settings;
-        let judged = driver.judged();
-        let (mut local, mut task, mut tasks) = (0.0, 0.0, 0.0);
-        for windows in judged.chunks(CHUNK) {
-            let share = windows.len() as f64 / judged.len() as f64;
-            let mut raw = Values::default();
-            for name in driver.program.sources(&block.nodes) {
-                raw.insert(
-                    name.clone(),
-                    pick(&driver.quantized[&name], windows, &driver.device).into(),
-                );
-            }
-            let mut read = |group: usize, _: &str, x| fake(x, &steps[group]);
-            driver.execute(
-                driver.network,
-                &block.nodes,
-                &mut raw,
-                weights,
-                Some(&mut read),
-            )?;
-            let output = driver.rank4(&raw, &block.output)?;
-            let wanted = pick(target, windows, &driver.device);
-            local += share * scalar((output - wanted).square().mean());
-            if settings.tgpl.weight > 0.0 {
-                let maps = self.heads(driver, driver.network, block, tail, windows, raw, |t| t)?;
-                let same = |t| t;
-                let loss = self.positives.loss::<Inner>(
-                    windows,
-                    &maps,
-                    &settings.tgpl,
-                    same,
-                    &driver.device,
-                );
-                if let Some(loss) = loss {
-                    task += share * scalar(loss);
-                    tasks += share;
-                }
-            }
-        }
-        Ok(Errors {
-            local,
-            task: (tasks > 0.0).then(|| task / tasks),
-        })
-    }
-
-    /// Pushes a block's output, found in `raw`, through the float layers that remain.
-    #[allow(clippy::too_many_arguments)]
-    fn heads<B: Backend>(
-        &self,
-        driver: &Driver<'_>,
-        network: &Network<B>,
-        block: &Block,
-        tail: &Tail,
-        windows: &[usize],
-        raw: Values<B>,
-        lift: impl Fn(Tensor<Inner, 4>) -> Tensor<B, 4>,
-    ) -> Result<HashMap<String, Tensor<B, 4>>, PtqError> {
-        let mut values = Values::default();
-        for name in driver.program.sources(&tail.nodes) {
-            let value = match raw.get(&name).filter(|_| block_gives(driver, block, &name)) {
-                Some(value) => value.clone(),
-                None => {
-                    let map = driver
-                        .quantized
-                        .get(&name)
-                        .ok_or_else(|| driver.graph.tensor_error(&name, "is not there yet"))?;
-                    lift(pick(map, windows, &driver.device)).into()
-                }
-            };
-            values.insert(name, value);
-        }
-        // A block may end in an output of the graph.
-        if let Some(value) = raw.get(&block.output) {
-            values.insert(block.output.clone(), value.clone());
-        }
-        driver.execute(network, &tail.nodes, &mut values, &HashMap::new(), None)?;
-        tail.outputs
-            .iter()
-            .map(|name| Ok((name.clone(), driver.rank4(&values, name)?)))
-            .collect()
-    }
-
-    /// Learns a block. `targets` are the float network's values for the block's nodes.
-    fn tune(
-        &self,
-        driver: &Driver<'_>,
-        index: usize,
-        targets: &Maps,
-        tell: &mut dyn FnMut(f64, &str) -> Result<(), PtqError>,
-    ) -> Result<BlockState, PtqError> {
-        let started = Instant::now();
-        let (settings, device) = (driver.settings, &driver.device);
-        let block = &driver.program.blocks[index];
-        let quantization = &*driver.quantization;
-        let tail = driver.program.tail(block, &driver.done);
-        let target = targets
-            .get(&block.output)
-            .ok_or_else(|| driver.graph.tensor_error(&block.output, "nobody reads it"))?;
-        let nearest = driver.quantized_weights(&block.nodes);
-        let steps = quantization.activations.clone();
-        let before = self.errors(driver, block, &tail, target, &nearest, &steps)?;
-        let energy = scalar(target.clone().square().mean()).max(f64::MIN_POSITIVE);
-        // What is exact already, or never used, has nothing to learn from.
-        let local_unit = before.local.max(energy * 1e-12);
-        let task_unit = before.task.filter(|t| *t > 1e-12);
-
-        let mut layers: Vec<(usize, usize, Rounding)> = Vec::new();
-        for &layer in &block.layers {
-            let node = driver
-                .network
-                .nodes()
-                .iter()
-                .position(|n| n.name == quantization.plan.layers[layer].name)
-                .ok_or_else(|| driver.graph.graph_error("a layer is gone"))?;
-            let rounding = Rounding::new(
-                &self.float_weights[layer],
-                &quantization.weights[layer],
-                settings.rate,
-                device,
-            )
-            .map_err(|problem| {
-                driver
-                    .graph
-                    .tensor_error(&quantization.plan.layers[layer].weight, problem)
-            })?;
-            layers.push((layer, node, rounding));
-        }
-        let mut learned: HashMap<usize, LearnedStep> = HashMap::new();
-        if settings.activation_rate > 0.0 {
-            for group in self.own_groups(driver, block) {
-                learned.insert(
-                    group,
-                    LearnedStep::new(steps[group], settings.activation_rate, device),
-                );
-            }
-        }
-        let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-        rng.set_stream(index as u64);
-        let mut smooth: Option<f64> = None;
-        for iteration in 0..settings.iterations {
-            let part = iteration as f64 / settings.iterations as f64;
-            let batch = settings.batch.min(driver.windows);
-            let windows = index::sample(&mut rng, driver.windows, batch).into_vec();
-            let tracked: Vec<Tensor<Grad, 4>> =
-                layers.iter().map(|(_, _, r)| r.tracked()).collect();
-            let tracked_steps: HashMap<usize, Tensor<Grad, 1>> =
-                learned.iter().map(|(g, s)| (*g, s.tracked())).collect();
-            let weights: HashMap<usize, Tensor<Grad, 4>> = layers
-                .iter()
-                .zip(&tracked)
-                .map(|((_, node, rounding), v)| (*node, rounding.soft(v)))
-                .collect();
-            let mut raw = Values::default();
-            let mut float: HashMap<String, Tensor<Grad, 4>> = HashMap::new();
-            for name in driver.program.sources(&block.nodes) {
-                let maps = [&driver.quantized[&name], &driver.float[&name]];
-                let [q, f] = maps.map(|m| Tensor::from_inner(pick(m, &windows, device)));
-                raw.insert(name.clone(), q.into());
-                float.insert(name, f);
-            }
-            let mut read = |group: usize, name: &str, x: Tensor<Grad, 4>| {
-                let quantized = match (learned.get(&group), tracked_steps.get(&group)) {
-                    (Some(step), Some(change)) => step.fake(x.clone(), change),
-                    _ => fake(x.clone(), &steps[group]),
-                };
-                if settings.drop > 0.0 {
-                    let mask = coins(&mut rng, x.dims(), settings.drop, device);
-                    quantized.mask_where(mask, float.get(name).cloned().unwrap_or(x))
-                } else {
-                    quantized
-                }
-            };
-            driver.execute(
-                &self.grad,
-                &block.nodes,
-                &mut raw,
-                &weights,
-                Some(&mut read),
-            )?;
-            let output = driver.rank4(&raw, &block.output)?;
-            let wanted = Tensor::from_inner(pick(target, &windows, device));
-            let local = (output - wanted).square().mean() / local_unit as f32;
-            let shown = scalar(local.clone().inner());
-            let mut loss = local;
-            if part >= settings.warm_up {
-                let way = (part - settings.warm_up) / (1.0 - settings.warm_up);
-                let beta = settings.beta[0] + (settings.beta[1] - settings.beta[0]) * way;
-                for v in &tracked {
-                    loss = loss + Rounding::penalty(v, beta) * settings.regularizer as f32;
-                }
-            }
-            if let Some(unit) = task_unit.filter(|_| iteration % settings.tgpl.every == 0) {
-                let maps = self.heads(
-                    driver,
-                    &self.grad,
-                    block,
-                    &tail,
-                    &windows,
-                    raw,
-                    Tensor::from_inner,
-                )?;
-                let task = self.positives.loss::<Grad>(
-                    &windows,
-                    &maps,
-                    &settings.tgpl,
-                    Tensor::from_inner,
-                    device,
-                );
-                if let Some(task) = task {
-                    let weight = settings.tgpl.weight * settings.tgpl.every as f64 / unit;
-                    loss = loss + task * weight as f32;
-                }
-            }
-            let gradients = loss.backward();
-            for ((_, _, rounding), v) in layers.iter_mut().zip(&tracked) {
-                if let Some(gradient) = v.grad(&gradients) {
-                    rounding.step(gradient);
-                }
-            }
-            for (group, step) in &mut learned {
-                if let Some(gradient) = tracked_steps[group].grad(&gradients) {
-                    step.step(gradient);
-                }
-            }
-            let error = smooth.map_or(shown, |s| 0.9 * s + 0.1 * shown);
-            smooth = Some(error);
-            tell(
-                part,
-                &format!(
-                    "step {} of {}, error {error:.3} of nearest",
-                    iteration + 1,
-                    settings.iterations
-                ),
-            )?;
-        }
-
-        let mut candidate = quantization.weights.clone();
-        for (layer, _, rounding) in &layers {
-            candidate[*layer].integers = rounding.integers();
-        }
-        let mut candidate_steps = steps.clone();
-        for (group, step) in &learned {
-            candidate_steps[*group] = step.quantizer();
-        }
-        let hard: HashMap<usize, Tensor<Inner, 4>> = layers
-            .iter()
-            .map(|(layer, node, _)| {
-                let weights = &candidate[*layer];
-                let dims = nearest[node].dims();
-                (
-                    *node,
-                    Tensor::from_data(TensorData::new(weights.dequantized(), dims), device),
-                )
-            })
-            .collect();
-        let found = self.errors(driver, block, &tail, target, &hard, &candidate_steps)?;
-        let objective = |e: Errors| {
-            let task = e
-                .task
-                .zip(task_unit)
-                .map_or(0.0, |(t, unit)| settings.tgpl.weight * t / unit);
-            e.local / local_unit + task
-        };
-        let taken = objective(found) < objective(before);
-        let (result, errors) = if taken {
-            (candidate, found)
-        } else {
-            (quantization.weights.clone(), before)
-        };
-        let flipped = block
-            .layers
-            .iter()
-            .map(|&l| {
-                let pairs = result[l]
-                    .integers
-                    .iter()
-                    .zip(&quantization.weights[l].integers);
-                pairs.filter(|(a, b)| a != b).count() as f64
-                    / result[l].integers.len().max(1) as f64
-            })
-            .collect();
-        Ok(BlockState {
-            integers: block
-                .layers
-                .iter()
-                .map(|&l| (l, result[l].integers.clone()))
-                .collect(),
-            steps: if taken {
-                learned.keys().map(|&g| (g, candidate_steps[g])).collect()
-            } else {
-                Vec::new()
-            },
-            outcome: Outcome {
-                layers: block.layers.clone(),
-                error_before: before.local / energy,
-                error_after: errors.local / energy,
-                tgpl_before: before.task,
-                tgpl_after: errors.task,
-                flipped,
-                converged: layers.iter().map(|(_, _, r)| r.converged()).collect(),
-                taken,
-                iterations: settings.iterations,
-                seconds: started.elapsed().as_secs_f64(),
-            },
-        })
-    }
-}
-
-fn block_gives(driver: &Driver<'_>, block: &Block, name: &str) -> bool {
-    block
-        .nodes
-        .iter()
-        .any(|&n| driver.program.gives(n).iter().any(|g| g == name))
-}
-
-/// True with the probability `share`, for every element.
-fn coins(
-    rng: &mut ChaCha8Rng,
-    dims: [usize; 4],
-    share: f64,
-    device: &Device,
-) -> Tensor<Grad, 4, Bool> {
-    let mut bytes = vec![0u8; dims.iter().product()];
-    rng.fill_bytes(&mut bytes);
-    let bound = (share * 256.0).round() as u16;
-    let mask: Vec<bool> = bytes.into_iter().map(|b| u16::from(b) < bound).collect();
-    Tensor::from_data(TensorData::new(mask, dims), device)
 }
 
 #[cfg(test)]

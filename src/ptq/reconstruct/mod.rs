@@ -20,6 +20,7 @@ pub mod positives;
 pub mod program;
 mod rounding;
 mod steps;
+mod tuner;
 
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;

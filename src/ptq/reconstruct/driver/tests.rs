@@ -4,6 +4,7 @@
 use ndarray::Array4;
 use ort::value::TensorRef;
 use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::detector::runtime::{RuntimeOptions, session_from_bytes};
@@ -15,6 +16,7 @@ use crate::ptq::progress::Silent;
 use crate::ptq::quantizer::Levels;
 use crate::ptq::ranges::Extremes;
 use crate::ptq::recipe::{Recipe, Target, tests::quick};
+use crate::ptq::reconstruct::program::Block;
 use crate::ptq::reconstruct::{CropSettings, PositiveSettings, TgplSettings};
 use crate::ptq::weights::LayerWeights;
 
@@ -118,11 +120,7 @@ fn recipe(weight_bits: u32, activation_bits: u32) -> Recipe {
 
 /// Rounded to the nearest, with steps from the extremes of what the float network says.
 fn nearest(graph: &Model, recipe: &Recipe, x: &Array4<f32>) -> Quantization {
-    nearest_for(Target::Cpu, graph, recipe, x)
-}
-
-fn nearest_for(target: Target, graph: &Model, recipe: &Recipe, x: &Array4<f32>) -> Quantization {
-    let target = recipe.target(target);
+    let target = recipe.target(Target::Cpu);
     let plan = Plan::new(graph, recipe, target).unwrap();
     let weights = plan
         .layers
@@ -212,6 +210,7 @@ fn subject<'a>(graph: &'a Model, windows: &Array4<f32>) -> Subject<'a> {
             .map(|(head, name)| (head, name.to_owned()))
             .to_vec(),
         scale: HeatmapScale::Logit,
+        bias: BiasType::Int32,
         windows: windows.clone(),
         margin: 0,
     }
@@ -267,26 +266,19 @@ fn to_the_end(driver: &mut Driver<'_>) {
 
 #[test]
 fn what_is_tuned_computes_what_the_exported_model_computes() {
-    // 7 bits: exact on processors whose 8-bit products saturate, too. The CPU's bias is rounded to a step of 32
-    // bits, which is coarse where weights are, and ours is not, so that values on the edge between two levels of a
-    // middle layer fall to either side; with the other target's bias nothing but the order of the sums differs.
-    for (target, weight_bits, seed, least) in [
-        (Target::Cpu, 7, 1, 0.9),
-        (Target::Cpu, 4, 2, 0.75),
-        (Target::TensorRt, 7, 1, 0.98),
-        (Target::TensorRt, 4, 2, 0.98),
-    ] {
+    // 7 bits: exact on processors whose 8-bit products saturate, too.
+    for (weight_bits, activation_bits, seed) in [(7, 8, 1), (4, 8, 2), (4, 4, 3)] {
         let graph = network_of_two_branches(seed);
-        let mut recipe = recipe(weight_bits, 8);
+        let mut recipe = recipe(weight_bits, activation_bits);
         // So that the outputs are integers too.
         recipe.keep_float.head_outputs = false;
         let x = maps(2, 4, seed);
-        let mut quantization = nearest_for(target, &graph, &recipe, &x);
+        let mut quantization = nearest(&graph, &recipe, &x);
         run(&graph, &x, &mut quantization, &settings());
         let mut wide = quantization.clone();
         assert!(wide.fit_biases(&graph).unwrap().is_empty());
 
-        let exported = export::qdq(&graph, &quantization, recipe.target(target)).unwrap();
+        let exported = export::qdq(&graph, &quantization, recipe.target(Target::Cpu)).unwrap();
         let options = RuntimeOptions::default();
         let mut session = session_from_bytes(&exported.encode(), "exported", &options).unwrap();
         let input = TensorRef::from_array_view(x.view()).unwrap();
@@ -313,8 +305,8 @@ fn what_is_tuned_computes_what_the_exported_model_computes() {
                     let share = exact / steps.len() as f32;
                     let worst = steps.iter().max().unwrap();
                     assert!(
-                        *worst <= 1 && share > least,
-                        "{target}, {weight_bits} bits, {name}: {worst} steps, {share} exact"
+                        *worst <= 1 && share > 0.98,
+                        "{weight_bits} bits, {name}: {worst} steps, {share} exact"
                     );
                     // The comparison sees something: nobody would agree with a network of other weights.
                     assert!(ours.iter().any(|v| step.quantize(*v) != step.quantize(0.0)));
