@@ -739,6 +739,16 @@ fn many() -> Recipe {
     recipe
 }
 
+/// All of the method, with as few steps as show that it works.
+fn with_reconstruction() -> Recipe {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("calibration");
+    let mut recipe = Recipe::load(&folder.join("standard.yaml")).unwrap();
+    let settings = recipe.reconstruction.as_mut().unwrap();
+    settings.iterations = 8;
+    settings.crops.judged = 8;
+    recipe
+}
+
 fn entries(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> = std::fs::read_dir(folder)
         .unwrap()
@@ -861,25 +871,26 @@ fn a_run_writes_a_model_folder_whose_layers_all_run_on_integers() {
 fn the_same_frames_give_the_same_model() {
     let folder = tempfile::tempdir().unwrap();
     let float = model_folder(folder.path());
-    let mut recipe = quick();
-    let bytes = ["a", "b"].map(|name| {
-        let out = folder.path().join(name);
-        // Whatever the number of threads.
-        recipe.threads += 1;
-        let report = ptq::quantize(
-            &float,
-            samples(24).into_iter(),
-            &recipe,
-            Target::Cpu,
-            &out,
-            &mut Silent,
-        )
-        .unwrap();
-        let mut model = Model::load(out.join("backbone.onnx")).unwrap();
-        model.proto_mut().metadata_props.clear();
-        (model.encode(), report.frames.sha256)
-    });
-    assert!(bytes[0] == bytes[1]);
+    for mut recipe in [quick(), with_reconstruction()] {
+        let bytes = ["a", "b"].map(|name| {
+            let out = folder.path().join(format!("{}_{name}", recipe.name));
+            // Whatever the number of threads.
+            recipe.threads += 1;
+            let report = ptq::quantize(
+                &float,
+                samples(24).into_iter(),
+                &recipe,
+                Target::Cpu,
+                &out,
+                &mut Silent,
+            )
+            .unwrap();
+            let mut model = Model::load(out.join("backbone.onnx")).unwrap();
+            model.proto_mut().metadata_props.clear();
+            (model.encode(), report.frames.sha256)
+        });
+        assert!(bytes[0] == bytes[1], "{}", recipe.name);
+    }
 }
 
 #[test]
@@ -937,6 +948,77 @@ fn a_gate_that_cannot_be_met_refuses_but_writes() {
     assert!(out.join("model.yaml").is_file());
 }
 
+#[test]
+fn the_whole_method_tunes_every_layer_and_agrees_no_less_than_ranges_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let before = entries(folder.path());
+    let reports = [quick(), with_reconstruction()].map(|mut recipe| {
+        recipe.frames.max = 160;
+        recipe.weights.bits = 4;
+        if let Some(settings) = recipe.reconstruction.as_mut() {
+            settings.iterations = 60;
+            settings.rate = 0.05;
+        }
+        let out = folder.path().join(&recipe.name);
+        let frames = samples(160).into_iter();
+        ptq::quantize(&float, frames, &recipe, Target::Cpu, &out, &mut Silent).unwrap()
+    });
+    let [quick, whole] = &reports;
+    let tuned: Vec<usize> = { &whole.reconstruction }
+        .iter()
+        .flat_map(|o| o.layers.clone())
+        .collect();
+    assert_eq!(tuned, (0..whole.layers.len()).collect::<Vec<_>>());
+    assert!(
+        whole
+            .reconstruction
+            .iter()
+            .any(|o| o.taken && o.flipped[0] > 0.0)
+    );
+    assert!(whole.summary().contains("reconstruction"));
+    let f1 = |report: &ptq::report::Report| report.check.agreement.total.f1.unwrap();
+    assert!(f1(whole) >= f1(quick), "{} {}", f1(whole), f1(quick));
+    // Nothing is left but the two models.
+    let mut now = entries(folder.path());
+    now.retain(|e| !before.contains(e));
+    assert_eq!(now, ["quick", "standard"]);
+}
+
+#[test]
+fn the_worst_layers_get_the_precision_that_the_recipe_allows() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    for weight_bits in [4, 8] {
+        let mut recipe = with_reconstruction();
+        recipe.weights.bits = weight_bits;
+        recipe.reconstruction.as_mut().unwrap().iterations = 1;
+        let wish = recipe.sensitivity.as_mut().unwrap();
+        (wish.keep, wish.max_float_share) = (2, 1.0);
+        let out = folder.path().join(format!("int8_{weight_bits}"));
+        let frames = samples(24).into_iter();
+        let report =
+            ptq::quantize(&float, frames, &recipe, Target::Cpu, &out, &mut Silent).unwrap();
+        let ranked: Vec<&str> = report
+            .sensitivity
+            .iter()
+            .map(|s| s.layer.as_str())
+            .collect();
+        let promoted: Vec<&str> = report.promoted.iter().map(|p| p.layer.as_str()).collect();
+        assert_eq!(promoted, ranked[..2]);
+        for name in &ranked {
+            let quantized = report.layers.iter().find(|l| l.name == *name);
+            match (promoted.contains(name), weight_bits) {
+                // 7 where the processor's 8-bit products saturate.
+                (true, 4) => assert!(quantized.unwrap().bits >= 7),
+                (true, _) => assert!(report.float_layers.iter().any(|l| l.name == *name)),
+                (false, bits) => assert!(quantized.unwrap().bits <= bits),
+            }
+        }
+        assert_eq!(report.recipe, recipe, "the recipe stays as it was given");
+    }
+}
+
 struct StopAt(Stage, bool);
 
 impl Progress for StopAt {
@@ -958,6 +1040,7 @@ fn cancelled_at_any_stage_nothing_is_left() {
         Stage::Weights,
         Stage::Ranges,
         Stage::Search,
+        Stage::Reconstruct,
         Stage::Export,
         Stage::Check,
     ] {
@@ -966,7 +1049,7 @@ fn cancelled_at_any_stage_nothing_is_left() {
         let result = ptq::quantize(
             &float,
             samples(24).into_iter(),
-            &quick(),
+            &with_reconstruction(),
             Target::Cpu,
             &out,
             &mut stop,

@@ -213,6 +213,51 @@ def test_a_signal_ends_it_with_nothing_left(program, bag, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture(scope="module")
+def whole_method(tmp_path_factory) -> Path:
+    """The standard recipe with as few steps as show that it works."""
+    recipe = yaml.safe_load((ROOT / "calibration" / "standard.yaml").read_text())
+    recipe["frames"]["max"] = 32
+    recipe["reconstruction"] |= {"iterations": 4, "batch": 2}
+    recipe["reconstruction"]["crops"] |= {"max": 8, "judged": 4}
+    path = tmp_path_factory.mktemp("recipe") / "whole.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_a_killed_reconstruction_goes_on_to_the_same_model(program, bag, whole_method, tmp_path):
+    def run(out, kill_at_block=None):
+        command = [program, "quantize", "--model", MODEL, "--bag", bag, "--recipe", whole_method]
+        process = subprocess.Popen(
+            [*command, "--out", out, "--progress", "json"], stdout=subprocess.PIPE, text=True
+        )
+        steps = []
+        for line in process.stdout:
+            if step := json.loads(line).get("step"):
+                steps.append(step)
+                if kill_at_block and step["block"] >= kill_at_block:
+                    process.kill()
+                    break
+        process.stdout.close()
+        return process.wait(), steps
+
+    code, steps = run(tmp_path / "whole")
+    assert code in (0, 3)
+    blocks = steps[0]["blocks"]
+    assert {s["block"] for s in steps} == set(range(1, blocks + 1))
+    assert all(s["layer"] and 1 <= s["iteration"] <= s["iterations"] and s["error"] > 0 for s in steps)
+
+    killed = tmp_path / "killed"
+    code, _ = run(killed, kill_at_block=blocks // 2)
+    assert code == -signal.SIGKILL and not killed.exists()
+    assert (tmp_path / ".killed.resume").is_dir()
+    code, steps = run(killed)
+    assert code in (0, 3)
+    assert min(s["block"] for s in steps) >= blocks // 2 - 1, "finished blocks are not done again"
+    assert (killed / BACKBONE).read_bytes() == (tmp_path / "whole" / BACKBONE).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["killed", "whole"], "nothing else is left"
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

@@ -3,8 +3,9 @@
 //! ```text
 //! frames ─► frames (spool, held-out split)
 //! model  ─► plan (fold, rewrite, layers, groups)
-//!              ├─► weights   steps per channel, integers
-//!              ├─► observe + ranges   extremes, histograms, steps per tensor
+//!              ├─► calibrate   weights: steps per channel, integers
+//!              │               observe + ranges: extremes, histograms, steps per tensor
+//!              ├─► sensitivity   what each layer costs alone; the worst get higher precision
 //!              ├─► reconstruct   other integers and steps: adaptive rounding, task-guided loss
 //!              │      (on network, a differentiable copy of the graph)
 //!              ├─► export    QDQ model
@@ -15,6 +16,7 @@
 //! weights first. Activations are observed in the float graph whose weights are already the quantized ones, because
 //! those are the values the deployed network will see; activations themselves are not quantized while observing.
 
+mod calibrate;
 pub mod check;
 pub mod export;
 pub mod frames;
@@ -33,7 +35,6 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ndarray::{Array4, Axis, s};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
 use crate::detector::description::{Head, Precision, TensorName};
@@ -41,17 +42,15 @@ use crate::detector::runtime::{self, RuntimeOptions};
 use crate::detector::{Detector, ModelDescription};
 use crate::onnx::{Model, OnnxError};
 
+use calibrate::{Calibrated, Calibrator};
 use export::Quantization;
 use frames::{Role, Sample, Spool, hex};
-use observe::Observer;
 use plan::Plan;
-use progress::{Progress, Stage, WithoutReconstruction};
-use quantizer::Levels;
-use ranges::{Extremes, Histogram};
+use progress::{Progress, Stage, Within, WithoutReconstruction};
 use recipe::{Recipe, Target};
+use reconstruct::sensitivity::{self, Promoted};
 use reconstruct::{Checkpoint, Reconstruction, crops, positives};
 use report::Report;
-use weights::LayerWeights;
 
 /// Why there is no INT8 model. (A model that the gate refuses is there; see [`check::Verdict`].)
 #[derive(Debug, thiserror::Error)]
@@ -181,92 +180,65 @@ where
     let (mut spool, empty) = spool_frames(frames, recipe, &work, progress)?;
     clock.lap("frames");
 
-    // Weights: no data needed.
-    progress.update(
-        Stage::Weights,
-        Stage::Weights.overall(0.0),
-        "steps of the weights",
-    );
-    go_on(progress)?;
     let reduced_range = settings.reduce_range.applies();
-    let weights = pool.install(|| {
-        plan.layers
-            .par_iter()
-            .map(|layer| {
-                let weight = graph.initializer_f32(&layer.weight)?;
-                // Weights of fewer than 8 bits cannot saturate the sums anyhow.
-                let bits = if reduced_range {
-                    layer.weight_bits.min(7)
-                } else {
-                    layer.weight_bits
-                };
-                LayerWeights::calibrate(
-                    &weight,
-                    layer.axis,
-                    Levels::symmetric(bits),
-                    &recipe.weights.search,
-                )
-                .map_err(|reason| graph.tensor_error(&layer.weight, reason))
-            })
-            .collect::<Result<Vec<_>, _>>()
-    })?;
-    clock.lap("weights");
-
-    // Activations: two passes over the frames through the graph with quantized weights.
-    let rounded = export::with_quantized_weights(graph, &plan, &weights);
-    let mut passes = Passes {
+    let mut calibrator = Calibrator {
         detector: &mut detector,
         spool: &mut spool,
         pool: &pool,
-        plan: &plan,
-        graph: &rounded,
-        float_graph: graph,
+        graph,
         input: &input,
         options: &runtime_options,
+        recipe,
+        target: settings,
     };
-    let (extremes, multiplications) = passes.extremes(progress)?;
-    clock.lap("ranges");
-    let histograms = passes.histograms(&extremes, recipe.activations.bins, progress)?;
-    let choices: Vec<_> = pool.install(|| {
-        plan.groups
-            .par_iter()
-            .zip(&extremes)
-            .zip(&histograms)
-            .map(|((group, extremes), histogram)| {
-                ranges::activation(
-                    extremes,
-                    histogram,
-                    settings.activations,
-                    group.bits,
-                    &recipe.activations.search,
-                )
-            })
-            .collect()
-    });
-    clock.lap("search");
-
-    let mut quantization = Quantization {
-        plan,
-        weights,
-        activations: choices.iter().map(|c| c.chosen).collect(),
-    };
+    let mut calibrated = calibrator.calibrate(plan, &mut clock, progress)?;
+    let mut sensitivity = Vec::new();
+    let mut promoted = Vec::new();
     let mut outcomes = Vec::new();
     let mut checkpoint = Checkpoint::none();
-    if let Some(settings) = &recipe.reconstruction {
-        let stride = reconstruct::total_stride(graph, &input, detector.input_shape())?;
-        let windows = windows(&mut detector, &mut spool, settings, stride, progress)?;
+    if let Some(reconstruction) = &recipe.reconstruction {
+        let stride = reconstruct::total_stride(graph, &input, calibrator.detector.input_shape())?;
+        let windows = windows(
+            calibrator.detector,
+            calibrator.spool,
+            reconstruction,
+            stride,
+            progress,
+        )?;
         let subject = reconstruct::Subject {
             graph,
             input: &input,
             heads: heads(model, graph)?,
             scale: model.head.heatmap,
-            bias: recipe.target(target).bias,
+            bias: settings.bias,
             margin: windows.margin.div_ceil(model.grid.downsample),
             windows: windows.maps,
         };
+        if let Some(wish) = &recipe.sensitivity {
+            sensitivity = pool.install(|| {
+                let quantization = &mut calibrated.quantization;
+                sensitivity::measure(&subject, quantization, wish, reconstruction, progress)
+            })?;
+            promoted = calibrated.promote(&sensitivity, wish);
+            clock.lap("sensitivity");
+            if !promoted.is_empty() {
+                let mut wider = recipe.clone();
+                wider
+                    .layers
+                    .extend(promoted.iter().map(Promoted::as_override));
+                let plan = Plan::new(graph, &wider, settings)?;
+                let mut again = Calibrator {
+                    recipe: &wider,
+                    ..calibrator
+                };
+                let mut hidden = Within(progress, Stage::Sensitivity);
+                calibrated = again.calibrate(plan, &mut clock, &mut hidden)?;
+            }
+        }
         checkpoint = work.checkpoint(out, &key(model, recipe, target, &spool)?)?;
         let result = pool.install(|| {
-            reconstruct::reconstruct(subject, &mut quantization, settings, &checkpoint, progress)
+            let quantization = &mut calibrated.quantization;
+            reconstruct::reconstruct(subject, quantization, reconstruction, &checkpoint, progress)
         });
         outcomes = match result {
             Err(PtqError::Cancelled) => {
@@ -277,6 +249,13 @@ where
         };
         clock.lap("reconstruct");
     }
+    let Calibrated {
+        mut quantization,
+        extremes,
+        multiplications,
+        histograms,
+        choices,
+    } = calibrated;
 
     // Export.
     go_on(progress)?;
@@ -431,6 +410,8 @@ where
                 }
             })
             .collect(),
+        sensitivity,
+        promoted,
         reconstruction: outcomes,
         float_layers: quantization.plan.float_layers.clone(),
         check: checked,
@@ -640,164 +621,6 @@ where
         });
     }
     Ok((spool, empty))
-}
-
-/// The passes over the calibration frames.
-struct Passes<'a> {
-    detector: &'a mut Detector,
-    spool: &'a mut Spool,
-    pool: &'a rayon::ThreadPool,
-    plan: &'a Plan,
-    /// The graph with quantized weights, which is observed.
-    graph: &'a Model,
-    /// The graph with its own weights.
-    float_graph: &'a Model,
-    input: &'a str,
-    options: &'a RuntimeOptions,
-}
-
-impl Passes<'_> {
-    /// First pass: extremes per group, and multiplications per frame of the quantized, then the float layers.
-    fn extremes(
-        &mut self,
-        progress: &mut dyn Progress,
-    ) -> Result<(Vec<Extremes>, Vec<u64>), PtqError> {
-        let sources = self.sources();
-        let mut names: Vec<String> = sources.iter().map(|(_, name)| name.clone()).collect();
-        // Shapes of the outputs tell the multiplications.
-        let layers: Vec<(&str, Option<&str>)> = self
-            .plan
-            .layers
-            .iter()
-            .map(|l| (l.output.as_str(), Some(l.weight.as_str())))
-            .chain(
-                self.plan
-                    .float_layers
-                    .iter()
-                    .map(|l| (l.output.as_str(), l.weight.as_deref())),
-            )
-            .collect();
-        names.extend(layers.iter().map(|(output, _)| (*output).to_owned()));
-        let mut observer = Observer::new(self.graph, self.input, &names, self.options)?;
-        let mut extremes = vec![Extremes::default(); self.plan.groups.len()];
-        let mut shapes: Vec<Vec<i64>> = Vec::new();
-        let mut occupied = 0usize;
-        let total = self.spool.count(Role::Calibration);
-        let (detector, pool) = (&mut *self.detector, self.pool);
-        self.spool.for_each(Role::Calibration, |index, sample| {
-            go_on(progress)?;
-            let spatial = detector.spatial_features(&sample.points)?;
-            occupied += usize::from(spatial.iter().any(|&v| v != 0.0));
-            observer.run(&spatial, |views| {
-                let parts: Vec<Extremes> = pool.install(|| {
-                    views[..sources.len()]
-                        .par_iter()
-                        .map(|view| {
-                            let mut part = Extremes::default();
-                            part.add(view.values);
-                            part
-                        })
-                        .collect()
-                });
-                for ((group, _), part) in sources.iter().zip(&parts) {
-                    extremes[*group].merge(part);
-                }
-                if shapes.is_empty() {
-                    shapes = views[sources.len()..]
-                        .iter()
-                        .map(|v| v.shape.to_vec())
-                        .collect();
-                }
-            })?;
-            let part = (index + 1) as f64 / total as f64;
-            let detail = format!("extremes, frame {} of {total}", index + 1);
-            progress.update(Stage::Ranges, Stage::Ranges.overall(part), &detail);
-            Ok::<_, PtqError>(())
-        })?;
-        if occupied == 0 {
-            return Err(PtqError::OnlyEmptyFrames { count: total });
-        }
-        for (group, found) in self.plan.groups.iter().zip(&extremes) {
-            if found.not_finite > 0 {
-                return Err(PtqError::NotFinite {
-                    tensor: group.tensors[0].clone(),
-                    count: found.not_finite,
-                });
-            }
-        }
-        let multiplications = layers
-            .iter()
-            .zip(&shapes)
-            .map(|((output, weight), shape)| {
-                let elements =
-                    |dims: &[i64]| dims.iter().map(|&d| d.max(0) as u64).product::<u64>();
-                let weight = weight.and_then(|w| self.float_graph.initializer(w));
-                // Every output pixel takes all weights once; the channels are in the weights already.
-                // A transposed convolution spreads each input pixel over stride x stride outputs.
-                let node = self
-                    .float_graph
-                    .graph()
-                    .node
-                    .iter()
-                    .find(|n| n.output.iter().any(|o| o == output));
-                let spread = node
-                    .filter(|n| n.is("ConvTranspose"))
-                    .map_or(1, |n| elements(n.ints("strides")));
-                let pixels = elements(shape.get(2..).unwrap_or(&[])) / spread.max(1);
-                weight.map_or(0, |w| elements(&w.dims)) * pixels
-            })
-            .collect();
-        Ok((extremes, multiplications))
-    }
-
-    /// Second pass: a histogram per group.
-    fn histograms(
-        &mut self,
-        extremes: &[Extremes],
-        bins: usize,
-        progress: &mut dyn Progress,
-    ) -> Result<Vec<Histogram>, PtqError> {
-        let sources = self.sources();
-        let names: Vec<String> = sources.iter().map(|(_, name)| name.clone()).collect();
-        let mut observer = Observer::new(self.graph, self.input, &names, self.options)?;
-        let mut histograms: Vec<Histogram> =
-            extremes.iter().map(|e| Histogram::new(e, bins)).collect();
-        let total = self.spool.count(Role::Calibration);
-        let (detector, pool) = (&mut *self.detector, self.pool);
-        self.spool.for_each(Role::Calibration, |index, sample| {
-            go_on(progress)?;
-            let spatial = detector.spatial_features(&sample.points)?;
-            observer.run(&spatial, |views| {
-                pool.install(|| {
-                    histograms
-                        .par_iter_mut()
-                        .enumerate()
-                        .for_each(|(group, histogram)| {
-                            for ((_, _), view) in
-                                sources.iter().zip(views).filter(|((g, _), _)| *g == group)
-                            {
-                                histogram.add(view.values);
-                            }
-                        });
-                });
-            })?;
-            let part = (index + 1) as f64 / total as f64;
-            let detail = format!("histograms, frame {} of {total}", index + 1);
-            progress.update(Stage::Search, Stage::Search.overall(part), &detail);
-            Ok::<_, PtqError>(())
-        })?;
-        Ok(histograms)
-    }
-
-    /// Every source tensor with its group.
-    fn sources(&self) -> Vec<(usize, String)> {
-        self.plan
-            .groups
-            .iter()
-            .enumerate()
-            .flat_map(|(i, g)| g.sources.iter().map(move |s| (i, s.clone())))
-            .collect()
-    }
 }
 
 fn layer_reports(

@@ -14,6 +14,8 @@ pub enum Stage {
     Ranges,
     /// Histograms of the activations, and the search for their steps.
     Search,
+    /// What each layer costs alone is measured, and the worst get higher precision.
+    Sensitivity,
     /// Roundings and steps are learned, block by block.
     Reconstruct,
     /// The model is written.
@@ -30,7 +32,8 @@ impl Stage {
             Stage::Weights => (0.02, 0.03),
             Stage::Ranges => (0.03, 0.07),
             Stage::Search => (0.07, 0.12),
-            Stage::Reconstruct => (0.12, 0.95),
+            Stage::Sensitivity => (0.12, 0.2),
+            Stage::Reconstruct => (0.2, 0.95),
             Stage::Export => (0.95, 0.96),
             Stage::Check => (0.96, 1.0),
         }
@@ -49,6 +52,7 @@ impl Stage {
             Stage::Weights => "weights",
             Stage::Ranges => "ranges",
             Stage::Search => "search",
+            Stage::Sensitivity => "sensitivity",
             Stage::Reconstruct => "reconstruct",
             Stage::Export => "export",
             Stage::Check => "check",
@@ -90,10 +94,23 @@ pub(super) struct WithoutReconstruction<'a>(pub &'a mut dyn Progress);
 
 impl Progress for WithoutReconstruction<'_> {
     fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
-        let (from, to) = Stage::Reconstruct.span();
+        let (from, to) = (Stage::Sensitivity.span().0, Stage::Reconstruct.span().1);
         let gone = if fraction >= to { to - from } else { 0.0 };
         self.0
             .update(stage, (fraction - gone) / (1.0 - (to - from)), detail);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+/// Progress of work that is repeated within another stage.
+pub(super) struct Within<'a>(pub &'a mut dyn Progress, pub Stage);
+
+impl Progress for Within<'_> {
+    fn update(&mut self, _stage: Stage, _fraction: f64, detail: &str) {
+        self.0.update(self.1, self.1.overall(1.0), detail);
     }
 
     fn cancelled(&self) -> bool {

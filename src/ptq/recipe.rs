@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ranges::{ActivationType, Search};
 use super::reconstruct::Reconstruction;
+use super::reconstruct::sensitivity::SensitivitySettings;
 use crate::eval::AgreementOptions;
 
 /// The `format` this version reads.
@@ -24,6 +25,9 @@ pub struct Recipe {
     /// Adaptive rounding and the task-guided loss; without this section ranges are all there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconstruction: Option<Reconstruction>,
+    /// Which layers cost most, and which of them get higher precision; needs the section above. Not measured without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<SensitivitySettings>,
     pub keep_float: KeepFloat,
     /// Settings of single layers; of several that match, the last wins.
     #[serde(default)]
@@ -326,6 +330,18 @@ impl Recipe {
         {
             return Some(found);
         }
+        if let Some(sensitivity) = &self.sensitivity {
+            if self.reconstruction.is_none() {
+                return Some((
+                    "sensitivity",
+                    "needs the section `reconstruction`, whose windows and loss it measures with"
+                        .into(),
+                ));
+            }
+            if let Some(found) = sensitivity.problem() {
+                return Some(found);
+            }
+        }
         let g = &self.gate;
         if !(0.0..=1.0).contains(&g.min_f1) {
             return Some(("gate.min_f1", format!("{}; 0 to 1", g.min_f1)));
@@ -371,19 +387,49 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) const QUICK: &str = include_str!("../../calibration/quick.yaml");
+    const STANDARD: &str = include_str!("../../calibration/standard.yaml");
 
     pub(crate) fn quick() -> Recipe {
         Recipe::parse(QUICK, Path::new("quick.yaml")).unwrap()
     }
 
     #[test]
-    fn the_shipped_recipe_survives_a_round_trip() {
-        let recipe = quick();
-        let text = serde_yaml::to_string(&recipe).unwrap();
-        assert_eq!(
-            Recipe::parse(&text, Path::new("again.yaml")).unwrap(),
-            recipe
-        );
+    fn the_shipped_recipes_survive_a_round_trip() {
+        for (text, reconstructs) in [(QUICK, false), (STANDARD, true)] {
+            let recipe = Recipe::parse(text, Path::new("shipped.yaml")).unwrap();
+            assert_eq!(recipe.reconstruction.is_some(), reconstructs);
+            let text = serde_yaml::to_string(&recipe).unwrap();
+            assert_eq!(
+                Recipe::parse(&text, Path::new("again.yaml")).unwrap(),
+                recipe
+            );
+        }
+    }
+
+    #[test]
+    fn bad_settings_of_the_reconstruction_are_refused_by_name() {
+        for (from, to, word) in [
+            ("iterations: 200", "iterations: 0", "iterations"),
+            ("rate: 0.0", "rate: -0.0", "rate"),
+            ("beta: [20.0", "beta: [0.5", "beta"),
+            ("drop: 0.5", "drop: 1.0", "drop"),
+            ("warm_up: 0.2", "warm_up: .nan", "warm_up"),
+            ("margin: 12", "margin: 48", "margin"),
+            ("threshold: 0.1", "threshold: 1.5", "threshold"),
+            ("every: 3", "every: 0", "every"),
+            ("regularizer:", "regulariser:", "regulariser"),
+            ("windows: 16", "windows: 0", "sensitivity.windows"),
+            (
+                "max_float_share: 0.2",
+                "max_float_share: 2",
+                "max_float_share",
+            ),
+        ] {
+            assert!(STANDARD.contains(from), "{from}");
+            let text = STANDARD.replacen(from, to, 1);
+            let error = Recipe::parse(&text, Path::new("r.yaml")).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use super::quantizer::Quantizer;
 use super::ranges::Extremes;
 use super::recipe::{Recipe, Target};
 use super::reconstruct::Outcome;
+use super::reconstruct::sensitivity::{Promoted, Promotion, Sensitivity};
 use crate::eval::AgreementCell;
 
 /// Everything about one quantization.
@@ -29,6 +30,10 @@ pub struct Report {
     pub frames: Frames,
     pub layers: Vec<LayerReport>,
     pub tensors: Vec<TensorReport>,
+    /// What each layer costs when it alone is quantized, worst first; empty where it was not measured.
+    pub sensitivity: Vec<Sensitivity>,
+    /// The layers that got higher precision for it.
+    pub promoted: Vec<Promoted>,
     /// What each block gained by reconstruction, in network order; empty without.
     pub reconstruction: Vec<Outcome>,
     pub float_layers: Vec<FloatLayer>,
@@ -253,6 +258,29 @@ impl Report {
                 s,
                 "  {:>5} {:>6.2} {:>10.2e} {:>10.2e}  {}",
                 l.bits, l.clip[1], l.error_max_min, l.error_chosen, l.name
+            )?;
+        }
+        if !self.sensitivity.is_empty() {
+            writeln!(
+                s,
+                "sensitivity (one layer quantized, the others float; worst first):\n  {:>9} {:>9} {:>8}  layer",
+                "at heads", "own", "bits"
+            )?;
+        }
+        for l in &self.sensitivity {
+            let promoted = self.promoted.iter().find(|p| p.layer == l.layer);
+            writeln!(
+                s,
+                "  {:>9} {:>9.2e} {:>8}  {}{}",
+                l.task.map_or("-".into(), |t| format!("{t:.2e}")),
+                l.local,
+                format!("w{} a{}", l.weight_bits, l.activation_bits),
+                l.layer,
+                match promoted.map(|p| p.to) {
+                    None => "",
+                    Some(Promotion::EightBits) => " (8 bits instead)",
+                    Some(Promotion::Float) => " (float instead)",
+                }
             )?;
         }
         if !self.reconstruction.is_empty() {

@@ -178,7 +178,7 @@ pub fn total_stride(graph: &Model, input: &str, shape: [usize; 3]) -> Result<usi
 }
 
 /// The network, its nodes being those of the graph.
-fn network<B: Backend<Device = Device>>(
+pub(super) fn network<B: Backend<Device = Device>>(
     graph: &Model,
     device: &Device,
 ) -> Result<Network<B>, PtqError> {
@@ -280,7 +280,7 @@ pub(super) struct Driver<'a> {
 pub(super) type Maps = HashMap<String, Tensor<Inner, 4>>;
 
 impl<'a> Driver<'a> {
-    fn new(
+    pub(super) fn new(
         subject: &Subject<'a>,
         windows: ndarray::Array4<f32>,
         program: &'a Program,
@@ -318,7 +318,7 @@ impl<'a> Driver<'a> {
     }
 
     /// The float network's outputs for all windows.
-    fn outputs(&self, progress: &dyn Progress) -> Result<Maps, PtqError> {
+    pub(super) fn outputs(&self, progress: &dyn Progress) -> Result<Maps, PtqError> {
         let names = self.network.outputs();
         let mut parts: HashMap<String, Vec<Tensor<Inner, 4>>> = HashMap::new();
         for start in (0..self.windows).step_by(CHUNK) {

@@ -19,6 +19,7 @@ mod driver;
 pub mod positives;
 pub mod program;
 mod rounding;
+pub mod sensitivity;
 mod steps;
 mod tuner;
 

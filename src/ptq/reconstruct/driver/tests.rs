@@ -17,6 +17,7 @@ use crate::ptq::quantizer::Levels;
 use crate::ptq::ranges::Extremes;
 use crate::ptq::recipe::{Recipe, Target, tests::quick};
 use crate::ptq::reconstruct::program::Block;
+use crate::ptq::reconstruct::sensitivity::{self, SensitivitySettings};
 use crate::ptq::reconstruct::{CropSettings, PositiveSettings, TgplSettings};
 use crate::ptq::weights::LayerWeights;
 
@@ -661,4 +662,33 @@ fn less_memory_means_fewer_windows_and_still_a_result() {
     settings.crops.memory_mb = 1;
     let outcomes = run(&graph, &x, &mut quantization, &settings);
     assert_eq!(outcomes.len(), quantization.plan.layers.len());
+}
+
+#[test]
+fn a_layer_of_two_bits_among_eight_is_the_most_sensitive() {
+    let graph = network_of_two_branches(10);
+    let x = maps(6, 4, 10);
+    for planted in ["deep", "side", "heatmap_0"] {
+        let mut recipe = recipe(8, 8);
+        recipe.layers =
+            serde_yaml::from_str(&format!("[{{ name: {planted}, weight_bits: 2 }}]")).unwrap();
+        let mut quantization = nearest(&graph, &recipe, &x);
+        let wish = SensitivitySettings {
+            windows: 6,
+            keep: 0,
+            max_float_share: 0.0,
+            max_float_bytes: 0,
+        };
+        let subject = subject(&graph, &x);
+        let ranking =
+            sensitivity::measure(&subject, &mut quantization, &wish, &settings(), &mut Silent)
+                .unwrap();
+        assert_eq!(ranking.len(), quantization.plan.layers.len());
+        assert_eq!(
+            (ranking[0].layer.as_str(), ranking[0].weight_bits),
+            (planted, 2)
+        );
+        let (first, second) = (ranking[0].task.unwrap(), ranking[1].task.unwrap());
+        assert!(first > 3.0 * second, "{planted}: {first} before {second}");
+    }
 }
