@@ -410,7 +410,7 @@ pub(crate) mod tests {
     fn bad_settings_of_the_reconstruction_are_refused_by_name() {
         for (from, to, word) in [
             ("iterations: 200", "iterations: 0", "iterations"),
-            ("rate: 0.0", "rate: -0.0", "rate"),
+            ("rate: 0.1", "rate: -0.1", "rate"),
             ("beta: [20.0", "beta: [0.5", "beta"),
             ("drop: 0.5", "drop: 1.0", "drop"),
             ("warm_up: 0.2", "warm_up: .nan", "warm_up"),

@@ -5,7 +5,7 @@
 use burn_tensor::activation;
 use burn_tensor::module::{avg_pool2d, conv_transpose2d, conv2d, max_pool2d};
 use burn_tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
-use burn_tensor::{Tensor, backend::Backend};
+use burn_tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use super::value::{Value, with_tensor};
 use crate::onnx::proto::NodeProto;
@@ -23,14 +23,19 @@ pub(super) fn supported(node: &NodeProto) -> Result<()> {
         "Cast",
         "Clip",
         "Concat",
+        "Constant",
+        "ConstantOfShape",
         "Conv",
         "ConvTranspose",
         "DepthToSpace",
         "Div",
         "Dropout",
         "Elu",
+        "Equal",
         "Exp",
+        "Expand",
         "Flatten",
+        "Gather",
         "Gemm",
         "GlobalAveragePool",
         "HardSigmoid",
@@ -53,6 +58,7 @@ pub(super) fn supported(node: &NodeProto) -> Result<()> {
         "Relu",
         "Reshape",
         "Resize",
+        "Shape",
         "Sigmoid",
         "Slice",
         "Softmax",
@@ -63,8 +69,10 @@ pub(super) fn supported(node: &NodeProto) -> Result<()> {
         "Squeeze",
         "Sub",
         "Tanh",
+        "Tile",
         "Transpose",
         "Unsqueeze",
+        "Where",
     ];
     let op = node.op_type();
     if !KNOWN.iter().any(|known| node.is(known)) {
@@ -118,8 +126,17 @@ pub(super) fn supported(node: &NodeProto) -> Result<()> {
 
 /// Runs one operator.
 pub(super) fn run<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Vec<Value<B>>> {
+    if node.is("Constant") {
+        return Ok(vec![constant(node)?]);
+    }
     let first = input(inputs, 0)?;
     let result = match node.op_type() {
+        "Shape" => Value::Ints(first.dims().iter().map(|&d| d as i64).collect()),
+        "ConstantOfShape" => filled(node, ints(inputs, 0)?)?,
+        "Gather" => gather(node, first, ints(inputs, 1)?)?,
+        "Expand" => expand(first, ints(inputs, 1)?)?,
+        "Tile" => tile(first, ints(inputs, 1)?)?,
+        "Equal" | "Where" => choice(node.op_type(), inputs)?,
         "Conv" => conv(node, inputs)?,
         "ConvTranspose" => conv_transpose(node, inputs)?,
         "MaxPool" | "AveragePool" => pool(node, first)?,
@@ -467,7 +484,7 @@ fn concat<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Value<
     for other in &all {
         let d = other.dims();
         let same = d.len() == dims.len() && (0..d.len()).all(|i| i == axis || d[i] == dims[i]);
-        if !same || matches!(other, Value::Ints(_)) {
+        if !same {
             return Err(format!(
                 "{dims:?} and {d:?} cannot be joined along axis {axis}"
             ));
@@ -483,7 +500,10 @@ fn concat<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Value<
                     });
                     Ok(Tensor::cat(tensors.collect(), axis).into())
                 })*
-                Value::Ints(_) => Err("lists of integers are not handled".into()),
+                Value::Ints(_) => {
+                    let lists = (0..inputs.len()).map(|i| ints(inputs, i));
+                    Ok(Value::Ints(lists.collect::<Result<Vec<_>>>()?.concat()))
+                }
             }
         };
     }
@@ -621,6 +641,10 @@ fn flatten<B: Backend>(node: &NodeProto, x: &Value<B>) -> Result<Value<B>> {
 }
 
 fn squeeze<B: Backend>(node: &NodeProto, x: &Value<B>, axes: Option<&[i64]>) -> Result<Value<B>> {
+    // A list of integers stands for a scalar, too.
+    if matches!(x, Value::Ints(_)) {
+        return Ok(x.clone());
+    }
     let dims = x.dims();
     let axes: Vec<i64> = axes.map_or_else(|| node.ints("axes").to_vec(), <[i64]>::to_vec);
     let to: Vec<usize> = if node.is("Unsqueeze") {
@@ -767,6 +791,9 @@ fn gemm<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Value<B>
 
 /// Element by element, shapes widened as NumPy does.
 fn binary<B: Backend>(op: &str, a: &Value<B>, b: &Value<B>) -> Result<Value<B>> {
+    if let (Value::Ints(a), Value::Ints(b)) = (a, b) {
+        return of_lists(op, a, b).map(Value::Ints);
+    }
     let (da, db) = (a.dims(), b.dims());
     let rank = da.len().max(db.len());
     let wide = |d: &[usize]| [vec![1; rank - d.len()], d.to_vec()].concat();
@@ -800,6 +827,158 @@ fn binary<B: Backend>(op: &str, a: &Value<B>, b: &Value<B>) -> Result<Value<B>> 
         };
     }
     apply!(R1, R2, R3, R4, R5, R6)
+}
+
+/// Arithmetic of shapes. A list of one goes with any other.
+fn of_lists(op: &str, a: &[i64], b: &[i64]) -> Result<Vec<i64>> {
+    let length = a.len().max(b.len());
+    if (a.len() != length && a.len() != 1) || (b.len() != length && b.len() != 1) {
+        return Err(format!("{a:?} and {b:?} do not go together"));
+    }
+    (0..length)
+        .map(|i| {
+            let (a, b) = (a[i % a.len()], b[i % b.len()]);
+            match op {
+                "Add" => a.checked_add(b),
+                "Sub" => a.checked_sub(b),
+                "Mul" => a.checked_mul(b),
+                "Div" => a.checked_div(b),
+                "Max" => Some(a.max(b)),
+                "Min" => Some(a.min(b)),
+                "Equal" => Some(i64::from(a == b)),
+                _ => None,
+            }
+            .ok_or_else(|| format!("{op} of {a} and {b} is not handled"))
+        })
+        .collect()
+}
+
+/// Comparison and choice, of shapes only: nothing else in a detector needs them.
+fn choice<B: Backend>(op: &str, inputs: &Inputs<'_, B>) -> Result<Value<B>> {
+    let (a, b) = (ints(inputs, 0)?, ints(inputs, 1)?);
+    if op == "Equal" {
+        return of_lists(op, a, b).map(Value::Ints);
+    }
+    let c = ints(inputs, 2)?;
+    let zeros = vec![0; a.len().max(b.len()).max(c.len())];
+    let [a, b, c] = [a, b, c].map(|list| of_lists("Add", list, &zeros));
+    let (a, b, c) = (a?, b?, c?);
+    let picked = a.iter().zip(b.iter().zip(&c));
+    Ok(Value::Ints(
+        picked
+            .map(|(&a, (&b, &c))| if a != 0 { b } else { c })
+            .collect(),
+    ))
+}
+
+/// A list of integers, or floats.
+fn constant<B: Backend>(node: &NodeProto) -> Result<Value<B>> {
+    let tensor = node
+        .attribute("value")
+        .and_then(|a| a.t.as_ref())
+        .ok_or("it has no value, or one that is not a tensor")?;
+    if let Ok(list) = tensor.to_i64() {
+        return Ok(Value::Ints(list.data));
+    }
+    let floats = tensor.to_f32().map_err(|e| e.to_string())?;
+    Value::from_f32(&floats.dims, floats.data, &B::Device::default())
+        .ok_or_else(|| format!("shape {:?} is not handled", floats.dims))
+}
+
+/// One value all over a shape.
+fn filled<B: Backend>(node: &NodeProto, shape: &[i64]) -> Result<Value<B>> {
+    let dims = sizes(shape)?;
+    let count = dims.iter().product();
+    let value = match node.attribute("value") {
+        None => Value::from_f32(&dims, vec![0.0; count], &B::Device::default()),
+        Some(_) => match constant::<B>(node)? {
+            Value::Ints(list) if dims.len() <= 1 => {
+                let value = *list.first().ok_or("its value is empty")?;
+                Some(Value::Ints(vec![value; count]))
+            }
+            Value::R1(value) => {
+                let value = value.to_data().iter::<f32>().next();
+                let value = value.ok_or("its value is empty")?;
+                Value::from_f32(&dims, vec![value; count], &B::Device::default())
+            }
+            _ => None,
+        },
+    };
+    value.ok_or_else(|| format!("a constant of shape {dims:?} is not handled"))
+}
+
+/// Sizes of a shape, none of them open. More cells than memory could hold are refused.
+fn sizes(shape: &[i64]) -> Result<Vec<usize>> {
+    let dims: Option<Vec<usize>> = shape.iter().map(|&d| usize::try_from(d).ok()).collect();
+    let dims = dims.ok_or_else(|| format!("the shape {shape:?} is not one"))?;
+    match dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)) {
+        Some(count) if count <= 1 << 31 => Ok(dims),
+        _ => Err(format!("the shape {shape:?} is too large")),
+    }
+}
+
+fn gather<B: Backend>(node: &NodeProto, x: &Value<B>, index: &[i64]) -> Result<Value<B>> {
+    let dims = x.dims();
+    let along = axis(node.int("axis", 0), dims.len())?;
+    let places: Vec<usize> = index
+        .iter()
+        .map(|&i| axis(i, dims[along]).map_err(|_| format!("index {i} of {}", dims[along])))
+        .collect::<Result<_>>()?;
+    if let Value::Ints(list) = x {
+        return Ok(Value::Ints(places.iter().map(|&i| list[i]).collect()));
+    }
+    // A scalar index takes the axis away, which a list of one cannot tell; only shapes are read that way.
+    let places: Vec<i64> = places.into_iter().map(|i| i as i64).collect();
+    let count = places.len();
+    if count < 2 {
+        return Err("one slice of a tensor is not handled".into());
+    }
+    with_tensor!(x, t => {
+        let index = Tensor::<B, 1, Int>::from_data(TensorData::new(places, [count]), &t.device());
+        t.clone().select(along, index).into()
+    })
+    .ok_or_else(|| "it cannot be gathered".into())
+}
+
+fn expand<B: Backend>(x: &Value<B>, shape: &[i64]) -> Result<Value<B>> {
+    let (from, to) = (x.dims(), sizes(shape)?);
+    let rank = from.len().max(to.len());
+    let wide = |d: &[usize]| [vec![1; rank - d.len()], d.to_vec()].concat();
+    let (from, to) = (wide(&from), wide(&to));
+    let goes = |(a, b): (&usize, &usize)| a == b || *a == 1 || *b == 1;
+    if !from.iter().zip(&to).all(goes) {
+        return Err(format!("{from:?} cannot be widened to {to:?}"));
+    }
+    let to: Vec<usize> = from
+        .iter()
+        .zip(&to)
+        .map(|(&a, &b)| if b == 1 { a } else { b })
+        .collect();
+    let repeats: Vec<i64> = from
+        .iter()
+        .zip(&to)
+        .map(|(&a, &b)| if a == b { 1 } else { b as i64 })
+        .collect();
+    let x = x
+        .reshape(&from)
+        .ok_or_else(|| format!("{from:?} is not handled"))?;
+    tile(&x, &repeats)
+}
+
+fn tile<B: Backend>(x: &Value<B>, repeats: &[i64]) -> Result<Value<B>> {
+    let dims = x.dims();
+    let repeats = sizes(repeats)?;
+    if repeats.len() != dims.len() {
+        return Err(format!("{repeats:?} repeats of {dims:?}"));
+    }
+    let grown: Vec<i64> = dims
+        .iter()
+        .zip(&repeats)
+        .map(|(&d, &r)| (d * r) as i64)
+        .collect();
+    sizes(&grown)?;
+    with_tensor!(x, t => t.clone().repeat(&repeats).into())
+        .ok_or_else(|| "lists of integers are not handled".into())
 }
 
 /// Operators of one tensor that keep its shape.

@@ -503,3 +503,60 @@ fn a_gradient_equals_finite_differences() {
         );
     }
 }
+
+/// Real encoders, whose copies of shapes and maxima their exporters wrote in four ways.
+#[test]
+fn real_encoders_agree_with_the_runtime() {
+    let Some(data) = std::env::var_os("CENTERPOINT_PTQ_DATA") else {
+        eprintln!("skipped: CENTERPOINT_PTQ_DATA is not set, no real ONNX files to read");
+        return;
+    };
+    let folder = std::path::PathBuf::from(data).join("onnx");
+    let mut files: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
+    files.sort();
+    assert_eq!(files.len(), 4);
+    for (seed, file) in files.iter().enumerate() {
+        let model = Model::load(file).unwrap();
+        let shape = model.value_shape(&model.input_names()[0]).unwrap();
+        let dims: Vec<usize> = shape.iter().map(|d| d.map_or(7, |d| d as usize)).collect();
+        let worst = compare(&model, &dims, seed as u64);
+        assert!(worst < 1e-4, "{}: off by {worst}", file.display());
+    }
+}
+
+#[test]
+fn operators_on_shapes_agree_with_the_runtime() {
+    let list = |name: &str, values: &[i64]| TensorProto::i64(name, &[values.len()], values);
+    // y = Expand(x, [Shape(x)[0] * 3, Shape(x)[1]]) and the like, as exporters write it.
+    let nodes = vec![
+        NodeProto::new("Shape", "shape", &["x"], &["s"]),
+        NodeProto::new("Gather", "rows", &["s", "zero"], &["n"]),
+        NodeProto::new("Gather", "columns", &["s", "one"], &["c"]),
+        NodeProto::new("Mul", "triple", &["n", "three"], &["n3"]),
+        NodeProto::new("Concat", "join", &["n3", "c"], &["wanted"]).with_int("axis", 0),
+        NodeProto::new("Equal", "open", &["wanted", "minus"], &["is_open"]),
+        NodeProto::new("Where", "close", &["is_open", "one", "wanted"], &["closed"]),
+        NodeProto::new("Expand", "expand", &["x", "closed"], &["e"]),
+        NodeProto::new("Tile", "tile", &["e", "twice"], &["t"]),
+        NodeProto::new("Gather", "pick", &["t", "picks"], &["y"]).with_int("axis", 1),
+    ];
+    let constants = vec![
+        list("zero", &[0]),
+        list("one", &[1]),
+        list("three", &[3]),
+        list("minus", &[-1]),
+        list("twice", &[2, 1]),
+        list("picks", &[3, 0, -1]),
+    ];
+    let model = model(
+        17,
+        nodes,
+        constants,
+        vec![value("x", &[1, 4])],
+        vec![untyped("y")],
+    );
+    assert_eq!(compare(&model, &[1, 4], 1), 0.0);
+}
