@@ -13,6 +13,7 @@ use super::super::export::Quantization;
 use super::super::network::{Network, Value, Values};
 use super::super::progress::{Progress, Stage};
 use super::super::quantizer::Quantizer;
+use super::super::report::null_is_nan;
 use super::super::{PtqError, go_on};
 use super::checkpoint::{BlockState, Checkpoint};
 use super::positives::Positives;
@@ -48,7 +49,9 @@ pub struct Outcome {
     pub layers: Vec<usize>,
     /// Squared error of its output, rounded to the nearest with the steps of the grid search, as share of the
     /// output's energy.
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_before: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_after: f64,
     /// Task-guided loss, the same way; absent where it was off or no window held a positive.
     pub tgpl_before: Option<f64>,
