@@ -780,6 +780,7 @@ fn a_run_writes_a_model_folder_whose_layers_all_run_on_integers() {
             "backbone.onnx",
             "encoder.onnx",
             "model.yaml",
+            "report.html",
             "report.json",
             "report.txt"
         ]

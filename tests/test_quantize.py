@@ -11,6 +11,8 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from html import escape
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +192,78 @@ def test_the_report_holds_what_a_reader_needs(quantized):
     description = yaml.safe_load((out / "model.yaml").read_text())
     assert description["precision"] == "int8"
     assert "of the multiplications" in (out / "report.txt").read_text()
+
+
+class Page(HTMLParser):
+    """A page's tags, which must close in order, and the attributes that make a browser load something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.references = [], Counter(), []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        self.references += [v for k, v in attributes if k in ("src", "href", "xlink:href", "srcset", "data", "action")]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, self.getpos()
+
+
+def remake(program, *arguments):
+    return subprocess.run([program, "report", *arguments], capture_output=True, text=True, timeout=60)
+
+
+def test_the_page_needs_nothing_but_itself_and_names_everything(quantized):
+    out, _, _ = quantized
+    text = (out / "report.html").read_text()
+    report = json.loads((out / "report.json").read_text())
+    page = Page(text)
+    assert page.tags["svg"] > len(report["layers"]) and page.tags["script"] == 0
+    assert all(reference.startswith("#") for reference in page.references)
+    for outside in ("http:", "https:", "url(", "@import"):
+        assert outside not in text
+    for listed in [*report["layers"], *report["float_layers"], *report["check"]["kernels"]["operators"]]:
+        assert f">{escape(listed['name'])}<" in text
+    for tensor in (name for group in report["tensors"] for name in group["tensors"]):
+        assert f">{escape(tensor)}<" in text
+    for record in [*report["float_files"], *report["int8_files"], *report["frames"]["list"]]:
+        assert record["sha256"] in text
+    assert ("Accepted" in text) == report["check"]["verdict"]["accepted"]
+
+
+def test_the_page_can_be_made_again_from_the_stored_report(program, quantized, tmp_path):
+    out, _, _ = quantized
+    page = (out / "report.html").read_bytes()
+    result = remake(program, out, "--out", tmp_path / "again.html")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "again.html").read_bytes() == page
+    shutil.copy(out / "report.json", tmp_path)
+    assert remake(program, tmp_path / "report.json").returncode == 0
+    assert (tmp_path / "report.html").read_bytes() == page
+    assert remake(program, out, "--format", "text").stdout == (out / "report.txt").read_text()
+
+
+def test_a_report_that_cannot_be_read_is_refused_by_name(program, quantized, tmp_path):
+    out, _, _ = quantized
+    good = (out / "report.json").read_text()
+    path = tmp_path / "report.json"
+    for text, words in [
+        (None, "No such file"),
+        (good[: len(good) // 2], "EOF"),
+        ("[]", "not a report"),
+        (good.replace('"format": 1', '"format": 2', 1), "format 2; this version reads 1"),
+    ]:
+        if text is not None:
+            path.write_text(text)
+        result = remake(program, tmp_path)
+        assert result.returncode == 1
+        assert str(path) in result.stderr and words in result.stderr and "panicked" not in result.stderr
+        assert not (tmp_path / "report.html").exists()
 
 
 def test_a_signal_ends_it_with_nothing_left(program, bag, tmp_path):

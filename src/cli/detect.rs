@@ -228,7 +228,14 @@ pub fn write_whole(
         _ => Path::new("."),
     };
     let context = || format!("cannot write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(context)?;
+    // Temporary files are private; this one gets the rights that any new file gets.
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.tempfile_in(folder).with_context(context)?;
     let mut buffered = std::io::BufWriter::new(&mut file);
     write(&mut buffered).with_context(context)?;
     buffered.flush().with_context(context)?;

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod play;
 pub mod quantize;
 pub mod render;
+pub mod report;
 pub mod simulate;
 
 use clap::{Parser, Subcommand};
@@ -29,6 +30,8 @@ enum Command {
     Detect(detect::Args),
     /// Turn a float model into an INT8 one from the frames of a bag
     Quantize(quantize::Args),
+    /// Make the page of a quantization again from its stored report
+    Report(report::Args),
     /// Score a model against ground truth, or two models against each other
     Evaluate(evaluate::Args),
     /// Write a bag of labelled, simulated LiDAR sweeps
@@ -51,6 +54,7 @@ pub fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Detect(args) => detect::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Report(args) => report::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Simulate(args) => simulate::run(args),
         Command::Render(args) => render::run(args),

@@ -10,14 +10,15 @@ use serde::{Deserialize, Serialize};
 use super::frames::{Role, Spool};
 use super::progress::{Progress, Stage};
 use super::recipe::{CheckSettings, Gate};
+use super::report::null_is_nan;
 use super::{PtqError, go_on};
 use crate::detector::runtime::RuntimeOptions;
 use crate::detector::{Detector, ModelDescription};
-use crate::eval::{Agreement, agreement};
+use crate::eval::{Agreement, AgreementCell, agreement};
 use crate::geometry::Detection;
 
 /// Which kernels ran, by ONNX Runtime's own profile.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Kernels {
     /// Convolutions that ran as integer kernels.
     pub integer_convolutions: usize,
@@ -35,7 +36,7 @@ pub struct Kernels {
 }
 
 /// All kernels of one operator and element type.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Operator {
     pub name: String,
     /// Element type of the first output.
@@ -195,10 +196,13 @@ pub fn read_profile(json: &str, layers: &[Convolution]) -> Result<Kernels, Strin
 }
 
 /// Milliseconds of the backbone over the timed runs.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Latency {
+    #[serde(deserialize_with = "null_is_nan")]
     pub median: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub p95: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub min: f64,
 }
 
@@ -221,7 +225,7 @@ impl Latency {
 }
 
 /// Latencies of both models, measured by turns on the same frames.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Latencies {
     /// Timed runs of each model.
     pub runs: usize,
@@ -231,6 +235,7 @@ pub struct Latencies {
     pub float_backbone: Latency,
     pub int8_backbone: Latency,
     /// Median float time by median INT8 time: above 1 INT8 is faster.
+    #[serde(deserialize_with = "null_is_nan")]
     pub backbone_speedup: f64,
     /// From points to boxes, milliseconds.
     pub float_total: Latency,
@@ -246,7 +251,7 @@ pub struct Verdict {
 }
 
 /// What the check found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Checked {
     pub kernels: Kernels,
     pub latency: Latencies,
@@ -387,6 +392,12 @@ fn profile(
     read_profile(&text, layers).map_err(|message| PtqError::Profile { file, message })
 }
 
+/// Whether there are enough boxes of a class to hold it against the gate's bounds. Boxes that only INT8 finds count
+/// as much as boxes it misses.
+pub fn is_judged(cell: &AgreementCell, gate: &Gate) -> bool {
+    (cell.matched + cell.missed).max(cell.matched + cell.extra) >= gate.min_boxes
+}
+
 /// Holds the agreement against the gate's bounds.
 pub fn judge(agreement: &Agreement, gate: &Gate) -> Verdict {
     let mut reasons = Vec::new();
@@ -399,8 +410,7 @@ pub fn judge(agreement: &Agreement, gate: &Gate) -> Verdict {
     }
     for class in &agreement.classes {
         let cell = &class.all;
-        // Boxes that only INT8 finds count as much as boxes it misses.
-        if (cell.matched + cell.missed).max(cell.matched + cell.extra) < gate.min_boxes {
+        if !is_judged(cell, gate) {
             continue;
         }
         let f1 = cell.f1.unwrap_or(0.0);

@@ -115,7 +115,7 @@ pub(crate) fn go_on(progress: &dyn Progress) -> Result<(), PtqError> {
 }
 
 /// Makes an INT8 model of `model` from `frames` and writes it as the folder `out`: the ONNX files, `model.yaml`,
-/// `report.json` and `report.txt`.
+/// `report.json`, `report.txt` and `report.html`.
 ///
 /// Frames are used in order, at most as many as the recipe allows; spread them over the recording before. Empty ones
 /// are skipped. They are spooled to an unnamed file on the disk of `out`. The folder appears at once and complete, or,
@@ -351,7 +351,7 @@ where
     clock.lap("check");
 
     let report = Report {
-        format: 1,
+        format: report::FORMAT,
         model: model.name.clone(),
         target,
         tool: report::Tool {
@@ -426,8 +426,9 @@ where
         path: out.to_owned(),
         source: e.into(),
     })?;
-    work.write("report.json", json.as_bytes())?;
-    work.write("report.txt", report.summary().as_bytes())?;
+    work.write(report::JSON_FILE, json.as_bytes())?;
+    work.write(report::TEXT_FILE, report.summary().as_bytes())?;
+    work.write(report::PAGE_FILE, report.page().as_bytes())?;
     go_on(progress)?;
     work.finish(out)?;
     checkpoint.remove();

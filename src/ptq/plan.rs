@@ -11,7 +11,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::recipe::{Recipe, TargetSettings, matches};
 use crate::onnx::proto::NodeProto;
@@ -25,7 +25,7 @@ pub struct Prepared {
 }
 
 /// Rewrites that keep the function of the graph.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Changes {
     /// Operator set of the file.
     pub opset_from: i64,
@@ -67,7 +67,7 @@ pub struct Group {
 }
 
 /// A convolution that stays in float.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FloatLayer {
     pub name: String,
     pub op: String,

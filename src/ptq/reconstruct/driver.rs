@@ -11,6 +11,7 @@ use super::super::network::{Network, Value, Values};
 use super::super::progress::{Progress, Stage, Step};
 use super::super::quantizer::Quantizer;
 use super::super::recipe::BiasType;
+use super::super::report::null_is_nan;
 use super::super::weights::LayerWeights;
 use super::super::{PtqError, go_on};
 use super::checkpoint::{BlockState, Checkpoint};
@@ -50,7 +51,9 @@ pub struct Outcome {
     pub layers: Vec<usize>,
     /// Squared error of its output, rounded to the nearest with the steps of the grid search, as share of the
     /// output's energy.
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_before: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_after: f64,
     /// Task-guided loss, the same way; absent where it was off or no window held a positive.
     pub tgpl_before: Option<f64>,
@@ -326,7 +329,10 @@ impl<'a> Driver<'a> {
             let end = (start + CHUNK).min(self.windows);
             let mut values = Values::default();
             for (name, map) in &self.float {
-                values.insert(name.clone(), map.clone().slice([start..end]).into());
+                values.insert(
+                    name.clone(),
+                    map.clone().narrow(0, start, end - start).into(),
+                );
             }
             self.network.run(&mut values)?;
             for name in names {
@@ -383,7 +389,10 @@ impl<'a> Driver<'a> {
                 let map = maps
                     .get(name)
                     .ok_or_else(|| self.graph.tensor_error(name, "is not there yet"))?;
-                raw.insert(name.clone(), map.clone().slice([start..end]).into());
+                raw.insert(
+                    name.clone(),
+                    map.clone().narrow(0, start, end - start).into(),
+                );
             }
             match path {
                 Path::Float => self.execute(self.network, nodes, &mut raw, &parameters, None)?,

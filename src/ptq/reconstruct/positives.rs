@@ -108,17 +108,14 @@ impl Positives {
 
     /// The loss of heads `maps` computed for `crops` (those that are there; others are left out), or `None` where
     /// these crops hold no positive.
-    pub fn loss<B: Backend>(
+    pub fn loss<B: Backend<Device = Device>>(
         &self,
         crops: &[usize],
         maps: &HashMap<String, Tensor<B, 4>>,
         settings: &TgplSettings,
         from_inner: impl Fn(Tensor<Inner, 4>) -> Tensor<B, 4>,
         device: &Device,
-    ) -> Option<Tensor<B, 1>>
-    where
-        B: Backend<Device = Device>,
-    {
+    ) -> Option<Tensor<B, 1>> {
         let area = self.size[0] * self.size[1];
         let chosen: Vec<(usize, f32)> = crops
             .iter()

@@ -1,8 +1,14 @@
-//! What a quantization did and found, for programs (`report.json`) and people (`report.txt`).
+//! What a quantization did and found, for programs (`report.json`) and people (`report.html`, `report.txt`).
+
+mod html;
+mod svg;
+#[cfg(test)]
+mod tests;
 
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::check::Checked;
 use super::frames::FrameRecord;
@@ -14,9 +20,18 @@ use super::reconstruct::Outcome;
 use super::reconstruct::sensitivity::{Promoted, Promotion, Sensitivity};
 use crate::eval::AgreementCell;
 
+/// The `format` that this version writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// The report's files in the folder of the INT8 model.
+pub const JSON_FILE: &str = "report.json";
+pub const TEXT_FILE: &str = "report.txt";
+pub const PAGE_FILE: &str = "report.html";
+
 /// Everything about one quantization.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
+    /// Version of this schema, [`FORMAT`].
     pub format: u32,
     pub model: String,
     pub target: Target,
@@ -31,10 +46,13 @@ pub struct Report {
     pub layers: Vec<LayerReport>,
     pub tensors: Vec<TensorReport>,
     /// What each layer costs when it alone is quantized, worst first; empty where it was not measured.
+    #[serde(default)]
     pub sensitivity: Vec<Sensitivity>,
     /// The layers that got higher precision for it.
+    #[serde(default)]
     pub promoted: Vec<Promoted>,
     /// What each block gained by reconstruction, in network order; empty without.
+    #[serde(default)]
     pub reconstruction: Vec<Outcome>,
     pub float_layers: Vec<FloatLayer>,
     pub check: Checked,
@@ -42,7 +60,7 @@ pub struct Report {
 }
 
 /// What made the model.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tool {
     pub version: String,
     pub onnx_runtime: String,
@@ -53,7 +71,7 @@ pub struct Tool {
     pub created: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FileRecord {
     pub file: String,
     pub bytes: u64,
@@ -61,7 +79,7 @@ pub struct FileRecord {
 }
 
 /// Frames used.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Frames {
     pub calibration: usize,
     pub held_out: usize,
@@ -73,7 +91,7 @@ pub struct Frames {
 }
 
 /// Weights of one layer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     pub name: String,
     pub op: String,
@@ -86,7 +104,9 @@ pub struct LayerReport {
     pub integer_kernel: bool,
     /// Squared error of the weights (or the recipe's power), max-min and after the grid search, as shares of the
     /// weights' energy.
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_max_min: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_chosen: f64,
     /// Chosen step by max-min step: least, mean and largest over the channels.
     pub clip: [f32; 3],
@@ -94,7 +114,7 @@ pub struct LayerReport {
 }
 
 /// A group of tensors with one quantizer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorReport {
     pub tensors: Vec<String>,
     pub bits: u32,
@@ -108,12 +128,21 @@ pub struct TensorReport {
     /// Chosen step by max-min step.
     pub clip: f32,
     /// Error over the calibration frames, max-min and after the grid search, as shares of the tensor's energy.
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_max_min: f64,
+    #[serde(deserialize_with = "null_is_nan")]
     pub error_chosen: f64,
 }
 
+impl TensorReport {
+    /// The first of the group stands for all.
+    pub fn name(&self) -> &str {
+        self.tensors.first().map_or("", String::as_str)
+    }
+}
+
 /// What it took.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     pub seconds: f64,
     /// Seconds per stage, in order.
@@ -122,7 +151,70 @@ pub struct Cost {
     pub peak_memory: Option<u64>,
 }
 
+/// A report that cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    #[error("cannot read the report {}: {reason}", path.display())]
+    Read {
+        path: PathBuf,
+        reason: std::io::Error,
+    },
+    #[error("{} is not a report of a quantization: {reason}", path.display())]
+    Parse {
+        path: PathBuf,
+        reason: serde_json::Error,
+    },
+    #[error("{} has format {found}; this version reads {FORMAT}", path.display())]
+    Format { path: PathBuf, found: u32 },
+}
+
+/// Reads a number that JSON has no way to write, and that therefore stands there as `null`.
+pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
 impl Report {
+    /// Reads a `report.json`, named itself or by the folder that holds it.
+    pub fn load(path: &Path) -> Result<Self, ReportError> {
+        let path = if path.is_dir() {
+            path.join(JSON_FILE)
+        } else {
+            path.to_owned()
+        };
+        let text = std::fs::read_to_string(&path).map_err(|reason| ReportError::Read {
+            path: path.clone(),
+            reason,
+        })?;
+        Self::parse(&text, &path)
+    }
+
+    /// Parses the text of a report; `path` only names it in messages.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ReportError> {
+        /// What reports of all formats have.
+        #[derive(Deserialize)]
+        struct AnyFormat {
+            format: u32,
+        }
+        let fail = |reason| ReportError::Parse {
+            path: path.to_owned(),
+            reason,
+        };
+        // Before all else: what is missing or unknown in another format would be a misleading complaint.
+        let AnyFormat { format } = serde_json::from_str(text).map_err(fail)?;
+        if format != FORMAT {
+            return Err(ReportError::Format {
+                path: path.to_owned(),
+                found: format,
+            });
+        }
+        serde_json::from_str(text).map_err(fail)
+    }
+
+    /// A page for a browser that needs nothing but itself.
+    pub fn page(&self) -> String {
+        html::page(self)
+    }
+
     /// A page of text.
     pub fn summary(&self) -> String {
         let mut s = String::new();
@@ -240,9 +332,9 @@ impl Report {
                 t.clip,
                 t.error_max_min,
                 t.error_chosen,
-                t.tensors[0],
+                t.name(),
                 match t.tensors.len() {
-                    1 => String::new(),
+                    0 | 1 => String::new(),
                     n => format!(" and {} that share it", n - 1),
                 }
             )?;
