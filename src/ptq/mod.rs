@@ -134,6 +134,37 @@ where
     F: Into<Sample>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    let mut checkpoint = Checkpoint::none();
+    let result = run(
+        model,
+        frames,
+        recipe,
+        target,
+        out,
+        progress,
+        &mut checkpoint,
+    );
+    // After any other error, finished blocks wait for the next try.
+    if matches!(result, Ok(_) | Err(PtqError::Cancelled)) {
+        checkpoint.remove();
+    }
+    result
+}
+
+/// [`quantize`], which then decides what becomes of `checkpoint`.
+fn run<F, E>(
+    model: &ModelDescription,
+    frames: impl Iterator<Item = Result<F, E>>,
+    recipe: &Recipe,
+    target: Target,
+    out: &Path,
+    progress: &mut dyn Progress,
+    checkpoint: &mut Checkpoint,
+) -> Result<Report, PtqError>
+where
+    F: Into<Sample>,
+    E: std::error::Error + Send + Sync + 'static,
+{
     let mut stretched;
     let progress: &mut dyn Progress = if recipe.reconstruction.is_some() {
         progress
@@ -195,7 +226,6 @@ where
     let mut sensitivity = Vec::new();
     let mut promoted = Vec::new();
     let mut outcomes = Vec::new();
-    let mut checkpoint = Checkpoint::none();
     if let Some(reconstruction) = &recipe.reconstruction {
         let stride = reconstruct::total_stride(graph, &input, calibrator.detector.input_shape())?;
         let windows = windows(
@@ -235,18 +265,11 @@ where
                 calibrated = again.calibrate(plan, &mut clock, &mut hidden)?;
             }
         }
-        checkpoint = work.checkpoint(out, &key(model, recipe, target, &spool)?)?;
-        let result = pool.install(|| {
+        *checkpoint = work.checkpoint(out, &key(model, recipe, target, &spool)?)?;
+        outcomes = pool.install(|| {
             let quantization = &mut calibrated.quantization;
-            reconstruct::reconstruct(subject, quantization, reconstruction, &checkpoint, progress)
-        });
-        outcomes = match result {
-            Err(PtqError::Cancelled) => {
-                checkpoint.remove();
-                return Err(PtqError::Cancelled);
-            }
-            result => result?,
-        };
+            reconstruct::reconstruct(subject, quantization, reconstruction, checkpoint, progress)
+        })?;
         clock.lap("reconstruct");
     }
     let Calibrated {
@@ -431,7 +454,6 @@ where
     work.write(report::PAGE_FILE, report.page().as_bytes())?;
     go_on(progress)?;
     work.finish(out)?;
-    checkpoint.remove();
     progress.update(Stage::Check, 1.0, "done");
     Ok(report)
 }
@@ -519,6 +541,9 @@ fn windows(
         );
         Ok::<_, PtqError>(())
     })?;
+    if count == 0 {
+        return Err(PtqError::OnlyEmptyFrames { count: total });
+    }
     let maps = Array4::from_shape_vec((count, channels, size[0], size[1]), data)
         .expect("every window has the same shape");
     Ok(Windows { maps, margin })
