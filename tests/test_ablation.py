@@ -20,8 +20,8 @@ sys.path.insert(0, str(HARNESS))
 import baselines  # noqa: E402
 import calibrators  # noqa: E402
 import frames  # noqa: E402
-import graph  # noqa: E402
 import harness  # noqa: E402
+import onnx_graph  # noqa: E402
 import page  # noqa: E402
 
 BACKBONE = "pts_backbone_neck_head.onnx"
@@ -67,11 +67,11 @@ def test_the_percentile_counts_zeros():
 
 def test_a_range_has_zero_on_a_level_and_ends_at_its_bounds():
     for low, high, bits in [(0.0, 3.0, 8), (-1.0, 3.0, 8), (-0.2, 3.0, 4)]:
-        step, zero, lowest, highest = graph.with_range(low, high, bits, True)
+        step, zero, lowest, highest = onnx_graph.with_range(low, high, bits, True)
         assert (lowest, highest) == (0, 2**bits - 1)
         assert (lowest - zero) * step == pytest.approx(low, abs=0.51 * step)
         assert (highest - zero) * step == pytest.approx(high, abs=0.51 * step)
-    assert graph.with_range(-1.0, 3.0, 8, False)[1:] == (0, -127, 127)
+    assert onnx_graph.with_range(-1.0, 3.0, 8, False)[1:] == (0, -127, 127)
 
 
 def test_a_stage_that_the_recipes_do_not_have_is_named(tmp_path, monkeypatch):
@@ -139,7 +139,7 @@ def test_every_model_is_valid_has_our_layers_and_runs(ablation):
     for folder, _ in found:
         model = onnx.load(folder / BACKBONE)
         onnx.checker.check_model(model, full_check=True)
-        layers.add(tuple(graph.quantized_layers(model)))
+        layers.add(tuple(onnx_graph.quantized_layers(model)))
         session = onnxruntime.InferenceSession(str(folder / BACKBONE), providers=["CPUExecutionProvider"])
         assert all(np.isfinite(v).all() for v in session.run(None, {"spatial_features": spatial[0]}))
         assert yaml.safe_load((folder / "model.yaml").read_text())["precision"] == "int8"
@@ -154,7 +154,7 @@ def test_other_steps_leave_the_integer_weights_and_scale_the_biases(ablation):
         if settings.get("method") not in baselines.STEP_METHODS:
             continue
         mine, reference = (onnx.load(f / BACKBONE) for f in (folder, found[settings["reference"]][0]))
-        a, b = graph.constants(mine), graph.constants(reference)
+        a, b = onnx_graph.constants(mine), onnx_graph.constants(reference)
         assert a.keys() == b.keys()
         integer = [n for n in a if a[n].dtype == np.int8]
         assert integer and all(np.array_equal(a[n], b[n]) for n in integer)

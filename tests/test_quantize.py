@@ -157,8 +157,11 @@ def test_the_runtime_of_python_agrees_with_the_float_model(program, bag, quantiz
         seen = maps[0][names.index("heatmap")].max(axis=1, keepdims=True) > -2.0
         assert seen.sum() > 20
         for name, a, b in zip(names, *maps):
-            error = np.abs(a - b)[np.broadcast_to(seen, a.shape)]
-            assert error.mean() <= 0.15 * a.std(), name
+            if name == "heatmap":  # logits far below zero all say no
+                a, b = (1 / (1 + np.exp(-m)) for m in (a, b))
+            a, b = (m[np.broadcast_to(seen, m.shape)] for m in (a, b))
+            # A broken scale or channel leaves about 1.
+            assert np.abs(a - b).mean() <= 0.25 * a.std(), name
 
 
 def test_progress_never_falls_and_the_last_line_is_the_verdict(quantized):
@@ -254,7 +257,7 @@ def test_a_report_that_cannot_be_read_is_refused_by_name(program, quantized, tmp
     path = tmp_path / "report.json"
     for text, words in [
         (None, "No such file"),
-        (good[: len(good) // 2], "EOF"),
+        (good[: good.index('"layers"')], "EOF"),
         ("[]", "not a report"),
         (good.replace('"format": 1', '"format": 2', 1), "format 2; this version reads 1"),
     ]:

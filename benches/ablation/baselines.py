@@ -25,7 +25,7 @@ import yaml
 
 import calibrators
 import frames
-import graph
+import onnx_graph
 
 # Operators that ONNX Runtime is asked to quantize: those that our plan runs on integers.
 ORT_OPERATORS = ["Conv", "ConvTranspose", "Relu", "Clip", "Concat", "DepthToSpace", "MaxPool", "Reshape", "Transpose"]
@@ -52,14 +52,14 @@ def backbone(folder: Path) -> Path:
 def group_settings(model: onnx.ModelProto, report: dict) -> dict[str, dict]:
     """What the report says of each activation group, by the name of the group's scale."""
     by_tensor = {t: record for record in report["tensors"] for t in record["tensors"]}
-    return {g.scale: by_tensor[g.tensors[0]] for g in graph.groups(model)}
+    return {g.scale: by_tensor[g.tensors[0]] for g in onnx_graph.groups(model)}
 
 
 def histograms(model: onnx.ModelProto, settings: dict[str, dict], spatial: frames.Spatial):
     """|x| of each group over all frames, through the graph with integer weights and float activations."""
-    groups = graph.groups(model)
-    observed = graph.observed(
-        graph.without_activation_quantizers(model), [t for g in groups for t in g.tensors]
+    groups = onnx_graph.groups(model)
+    observed = onnx_graph.observed(
+        onnx_graph.without_activation_quantizers(model), [t for g in groups for t in g.tensors]
     )
     runtime, given = session(observed), observed.graph.input[0].name
     names = [o.name for o in runtime.get_outputs()]
@@ -86,14 +86,14 @@ def other_steps(method: str, reference: onnx.ModelProto, report: dict, spatial: 
         else:
             limit = calibrators.percentile_threshold(histogram)
         ranges[scale] = (max(seen["min"], -limit), min(seen["max"], limit), bits)
-    graph.set_ranges(reference, ranges)
+    onnx_graph.set_ranges(reference, ranges)
     return reference
 
 
 def prepared(float_file: Path, reference: onnx.ModelProto, spatial: frames.Spatial) -> onnx.ModelProto:
     """The float graph after our preparation, checked against the float file on a frame."""
     original = onnx.load(float_file)
-    model = graph.float_graph(reference, original)
+    model = onnx_graph.float_graph(reference, original)
     x = next(iter(spatial))
     runtime = session(model)
     outputs = [o.name for o in runtime.get_outputs()]
@@ -176,22 +176,22 @@ def build(method: str, float_folder: Path, reference_folder: Path, spatial_file:
     """Makes one model folder; an error leaves none."""
     report = json.loads((reference_folder / "report.json").read_text())
     reference, spatial = onnx.load(backbone(reference_folder)), frames.Spatial(spatial_file)
-    wanted = graph.quantized_layers(reference)
+    wanted = onnx_graph.quantized_layers(reference)
     try:
         file = write_folder(reference_folder, out, method)
         if method in STEP_METHODS:
             onnx.save(other_steps(method, reference, report, spatial), file)
         else:
             model = prepared(backbone(float_folder), reference, spatial)
-            excluded = graph.float_layers(reference)
+            excluded = onnx_graph.float_layers(reference)
             if method == "nncf":
                 nncf(model, excluded, spatial, file)
             else:
                 onnx_runtime(method, model, excluded, report["reduced_range"], spatial, file)
         made = onnx.load(file)
         onnx.checker.check_model(made, full_check=True)
-        if graph.quantized_layers(made) != wanted:
-            odd = sorted(set(graph.quantized_layers(made)) ^ set(wanted))
+        if onnx_graph.quantized_layers(made) != wanted:
+            odd = sorted(set(onnx_graph.quantized_layers(made)) ^ set(wanted))
             raise ValueError(f"{method} quantized other layers than we did: {', '.join(odd)}")
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)

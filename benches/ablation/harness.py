@@ -90,7 +90,7 @@ def file_hash(path: Path) -> str:
 @cache
 def code_hash() -> str:
     """Hash of the code that makes baseline models."""
-    files = (HERE / name for name in ("baselines.py", "calibrators.py", "frames.py", "graph.py"))
+    files = (HERE / name for name in ("baselines.py", "calibrators.py", "frames.py", "onnx_graph.py"))
     return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()
 
 

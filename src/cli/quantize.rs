@@ -159,6 +159,7 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
                 start: Instant::now(),
                 last: None,
                 step: None,
+                block: 0,
             };
             &mut lines
         }
@@ -256,27 +257,29 @@ impl Drop for Bar {
 struct JsonLines {
     stop: Arc<AtomicBool>,
     start: Instant,
-    /// Stage and time of the last line.
-    last: Option<(Stage, Instant)>,
+    /// Stage and block and time of the last line.
+    last: Option<(Stage, usize, Instant)>,
     /// Where the reconstruction is, for the next line.
     step: Option<serde_json::Value>,
+    block: usize,
 }
 
 impl Progress for JsonLines {
     fn step(&mut self, step: &Step<'_>) {
         self.step = serde_json::to_value(step).ok();
+        self.block = step.block;
     }
     fn update(&mut self, stage: Stage, fraction: f64, detail: &str) {
         let now = Instant::now();
-        // Ten lines a second are enough for anyone, but each stage says that it started.
+        // Ten lines a second are enough for anyone, but each stage and block says that it started.
         if fraction < 1.0
-            && self
-                .last
-                .is_some_and(|(s, t)| s == stage && (now - t).as_secs_f64() < 0.1)
+            && self.last.is_some_and(|(s, b, t)| {
+                (s, b) == (stage, self.block) && (now - t).as_secs_f64() < 0.1
+            })
         {
             return;
         }
-        self.last = Some((stage, now));
+        self.last = Some((stage, self.block, now));
         let elapsed = self.start.elapsed().as_secs_f64();
         let eta = (fraction > 0.02)
             .then(|| (elapsed / fraction * (1.0 - fraction) * 10.0).round() / 10.0);
