@@ -22,8 +22,9 @@ use crate::node::ros::{Spinner, create_node};
 
 /// Time for the last messages to reach their subscribers.
 const LINGER: Duration = Duration::from_millis(500);
-/// Time from seeing a subscriber until it has seen us too.
-const HANDSHAKE: Duration = Duration::from_millis(500);
+/// Time without a new subscriber on any topic until all that are coming have come, and have seen us too. Transforms
+/// that are lost at the start cannot be had again.
+const HANDSHAKE: Duration = Duration::from_secs(1);
 /// Transforms that a late subscriber of `/tf_static` still gets.
 const STATIC_DEPTH: usize = 100;
 
@@ -312,7 +313,7 @@ impl Player {
             .context("--wait-timeout is not a time")?;
         if let Ok(ready) = timeout(patience, ready).await {
             if wanted > 0 {
-                sleep(HANDSHAKE).await;
+                self.wait_until_settled(count).await?;
             }
             return ready;
         }
@@ -325,6 +326,25 @@ impl Player {
             self.args.wait_timeout,
             counts.join(", ")
         )
+    }
+
+    /// Until no topic, those of transforms included, has got another subscriber for a while.
+    async fn wait_until_settled(
+        &self,
+        count: impl Fn(&Output) -> r2r::Result<usize>,
+    ) -> anyhow::Result<()> {
+        let mut before = Vec::new();
+        loop {
+            let mut counts = Vec::with_capacity(self.outputs.len());
+            for (_, output) in &self.outputs {
+                counts.push(count(output)?);
+            }
+            if counts == before {
+                return Ok(());
+            }
+            before = counts;
+            sleep(HANDSHAKE).await;
+        }
     }
 
     fn first_shift(&self) -> anyhow::Result<i64> {
