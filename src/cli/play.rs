@@ -336,7 +336,7 @@ impl Player {
         let mut before = Vec::new();
         loop {
             let mut counts = Vec::with_capacity(self.outputs.len());
-            for (_, output) in &self.outputs {
+            for output in self.outputs.values() {
                 counts.push(count(output)?);
             }
             if counts == before {
