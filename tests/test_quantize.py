@@ -310,14 +310,17 @@ def test_a_killed_reconstruction_goes_on_to_the_same_model(program, bag, whole_m
         process = subprocess.Popen(
             [*command, "--out", out, "--progress", "json"], stdout=subprocess.PIPE, text=True
         )
-        steps = []
+        steps, fractions = [], []
         for line in process.stdout:
-            if step := json.loads(line).get("step"):
+            event = json.loads(line)
+            fractions.append(event.get("fraction", 1.0))
+            if step := event.get("step"):
                 steps.append(step)
                 if kill_at_block and step["block"] >= kill_at_block:
                     process.kill()
                     break
         process.stdout.close()
+        assert fractions == sorted(fractions), "progress never falls"
         return process.wait(), steps
 
     code, steps = run(tmp_path / "whole")

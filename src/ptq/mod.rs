@@ -531,14 +531,9 @@ fn windows(
                 count += 1;
             }
         }
-        let part = (index + 1) as f64 / total as f64;
         let detail = format!("windows, frame {} of {total}", index + 1);
-        // The blocks take nearly all of the stage's time.
-        progress.update(
-            Stage::Reconstruct,
-            Stage::Reconstruct.overall(part * 0.01),
-            &detail,
-        );
+        // Before whatever uses them, so that the share of the whole does not fall.
+        progress.update(Stage::Search, Stage::Search.overall(1.0), &detail);
         Ok::<_, PtqError>(())
     })?;
     if count == 0 {

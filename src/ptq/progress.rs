@@ -12,7 +12,7 @@ pub enum Stage {
     Weights,
     /// Extremes of the activations.
     Ranges,
-    /// Histograms of the activations, and the search for their steps.
+    /// Histograms of the activations, the search for their steps, and windows for what follows.
     Search,
     /// What each layer costs alone is measured, and the worst get higher precision.
     Sensitivity,

@@ -87,7 +87,7 @@ pub fn reconstruct(
     let program = Program::new(subject.graph, &quantization.plan, settings.block)?;
     let inner = network::<Inner>(subject.graph, &device)?;
     let grad = network::<Grad>(subject.graph, &device)?;
-    let fit = windows_that_fit(&subject, &program, &inner, quantization, settings)?;
+    let fit = windows_that_fit(&subject, &program, &inner, quantization, settings, progress)?;
     let windows = subject
         .windows
         .slice(ndarray::s![..fit, .., .., ..])
@@ -110,12 +110,12 @@ pub fn reconstruct(
         settled: vec![false; driver.quantization.plan.groups.len()],
     };
     let glue = program.glue(&driver.done);
-    driver.advance(&glue)?;
+    driver.advance(&glue, progress)?;
     let total = program.blocks.len();
     let mut outcomes = Vec::with_capacity(total);
     for (index, block) in program.blocks.iter().enumerate() {
         go_on(progress)?;
-        let targets = driver.run(&block.nodes, Path::Float)?;
+        let targets = driver.run(&block.nodes, Path::Float, progress)?;
         let state = match checkpoint.load(index) {
             Some(state) => state,
             None => {
@@ -149,11 +149,11 @@ pub fn reconstruct(
         driver.apply(&state)?;
         tuner.settle(&driver, block);
         driver.keep(targets, Path::Float);
-        let quantized = driver.run(&block.nodes, Path::Quantized)?;
+        let quantized = driver.run(&block.nodes, Path::Quantized, progress)?;
         driver.keep(quantized, Path::Quantized);
         driver.finish(&block.nodes);
         let glue = program.glue(&driver.done);
-        driver.advance(&glue)?;
+        driver.advance(&glue, progress)?;
         outcomes.push(state.outcome);
     }
     Ok(outcomes)
@@ -207,23 +207,24 @@ fn windows_that_fit(
     network: &Network<Inner>,
     quantization: &mut Quantization,
     settings: &Reconstruction,
+    progress: &dyn Progress,
 ) -> Result<usize, PtqError> {
     let one = subject
         .windows
         .slice(ndarray::s![..1, .., .., ..])
         .to_owned();
     let mut driver = Driver::new(subject, one, program, network, quantization, settings)?;
-    driver.advance(&program.glue(&driver.done))?;
+    driver.advance(&program.glue(&driver.done), progress)?;
     let mut peak = driver.bytes();
     for block in &program.blocks {
         for path in [Path::Float, Path::Quantized] {
-            let values = driver.run(&block.nodes, path)?;
+            let values = driver.run(&block.nodes, path, progress)?;
             driver.keep(values, path);
         }
         // Before what is no longer needed goes.
         peak = peak.max(driver.bytes());
         driver.finish(&block.nodes);
-        driver.advance(&program.glue(&driver.done))?;
+        driver.advance(&program.glue(&driver.done), progress)?;
         peak = peak.max(driver.bytes());
     }
     // The float heads stay all the time.
@@ -322,30 +323,8 @@ impl<'a> Driver<'a> {
 
     /// The float network's outputs for all windows.
     pub(super) fn outputs(&self, progress: &dyn Progress) -> Result<Maps, PtqError> {
-        let names = self.network.outputs();
-        let mut parts: HashMap<String, Vec<Tensor<Inner, 4>>> = HashMap::new();
-        for start in (0..self.windows).step_by(CHUNK) {
-            go_on(progress)?;
-            let end = (start + CHUNK).min(self.windows);
-            let mut values = Values::default();
-            for (name, map) in &self.float {
-                values.insert(
-                    name.clone(),
-                    map.clone().narrow(0, start, end - start).into(),
-                );
-            }
-            self.network.run(&mut values)?;
-            for name in names {
-                parts
-                    .entry(name.clone())
-                    .or_default()
-                    .push(self.rank4(&values, name)?);
-            }
-        }
-        Ok(parts
-            .into_iter()
-            .map(|(name, parts)| (name, Tensor::cat(parts, 0)))
-            .collect())
+        let nodes: Vec<usize> = (0..self.network.nodes().len()).collect();
+        self.run(&nodes, Path::Float, progress)
     }
 
     pub(super) fn rank4<B: Backend>(
@@ -360,7 +339,7 @@ impl<'a> Driver<'a> {
     }
 
     /// Runs nodes for all windows; gives what later nodes or the loss read.
-    fn run(&self, nodes: &[usize], path: Path) -> Result<Maps, PtqError> {
+    fn run(&self, nodes: &[usize], path: Path, progress: &dyn Progress) -> Result<Maps, PtqError> {
         let sources = self.program.sources(nodes);
         let maps = match path {
             Path::Float => &self.float,
@@ -383,6 +362,7 @@ impl<'a> Driver<'a> {
         };
         let mut parts: HashMap<String, Vec<Tensor<Inner, 4>>> = HashMap::new();
         for start in (0..self.windows).step_by(CHUNK) {
+            go_on(progress)?;
             let end = (start + CHUNK).min(self.windows);
             let mut raw = Values::default();
             for name in &sources {
@@ -415,8 +395,8 @@ impl<'a> Driver<'a> {
             .collect())
     }
 
-    /// Runs nodes on `raw`, values before their quantizers, with `parameters` instead of the float ones. `read` fake-quantizes what a node reads (group, name,
-    /// value); nodes that only move values pass them on as they are.
+    /// Runs nodes on `raw`, values before their quantizers, with `parameters` instead of the float ones. `read`
+    /// fake-quantizes what a node reads (group, name, value); nodes that only move values pass them on as they are.
     pub(super) fn execute<B: Backend>(
         &self,
         network: &Network<B>,
@@ -529,9 +509,9 @@ impl<'a> Driver<'a> {
     }
 
     /// Runs nodes along both paths.
-    fn advance(&mut self, nodes: &[usize]) -> Result<(), PtqError> {
+    fn advance(&mut self, nodes: &[usize], progress: &dyn Progress) -> Result<(), PtqError> {
         for path in [Path::Float, Path::Quantized] {
-            let maps = self.run(nodes, path)?;
+            let maps = self.run(nodes, path, progress)?;
             self.keep(maps, path);
         }
         self.finish(nodes);

@@ -6,7 +6,6 @@
 
 use std::collections::HashSet;
 
-use burn_tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::super::export::Quantization;
@@ -14,7 +13,7 @@ use super::super::network::Values;
 use super::super::progress::{Progress, Stage};
 use super::super::recipe::LayerOverride;
 use super::super::{PtqError, go_on};
-use super::driver::{CHUNK, Driver, Maps, scalar};
+use super::driver::{CHUNK, Driver, Maps, Parameters, scalar};
 use super::positives::Positives;
 use super::program::Program;
 use super::steps::fake;
@@ -88,7 +87,7 @@ pub fn measure(
     let windows = subject.windows.select(ndarray::Axis(0), &chosen);
     let driver = Driver::new(
         subject,
-        windows.clone(),
+        windows,
         &program,
         &network,
         quantization,
@@ -112,10 +111,8 @@ pub fn measure(
     for start in (0..count).step_by(CHUNK) {
         let windows_here: Vec<usize> = (start..(start + CHUNK).min(count)).collect();
         let share = windows_here.len() as f64 / count as f64;
-        let part = windows.select(ndarray::Axis(0), &windows_here);
-        let (n, c, h, w) = part.dim();
-        let part: Vec<f32> = part.into_iter().collect();
-        let input = Tensor::<Inner, 4>::from_data(TensorData::new(part, [n, c, h, w]), &device);
+        let input = driver.float[subject.input].clone();
+        let input = input.narrow(0, start, windows_here.len());
         let mut float = Values::default();
         float.insert(subject.input.to_owned(), input.into());
         network.run(&mut float)?;
@@ -124,32 +121,11 @@ pub fn measure(
             let Some(node) = network.nodes().iter().position(|n| n.name == layer.name) else {
                 continue;
             };
-            let mut own = Values::default();
-            let input = driver.rank4(&float, &layer.input)?;
-            let input = match program.group(&layer.input) {
-                Some(group) => fake(input, &quantization.activations[group]),
-                None => input,
-            };
-            own.insert(layer.input.clone(), input.into());
-            let inputs = &network.nodes()[node].inputs;
-            if let Some(parameter) = parameters.get(&node) {
-                if let Some(name) = inputs.get(1) {
-                    own.insert(name.clone(), parameter.weight.clone().into());
-                }
-                if let (Some(name), Some(bias)) = (inputs.get(2), &parameter.bias) {
-                    own.insert(name.clone(), bias.clone().into());
-                }
-            }
-            network.step(node, &mut own)?;
             let mut values = float.clone();
-            for name in program.gives(node) {
-                if let Some(value) = own.remove(name) {
-                    values.insert(name.clone(), value);
-                }
-            }
-            for after in downstream(&program, node, network.nodes().len()) {
-                network.step(after, &mut values)?;
-            }
+            let mut read = |group: usize, _: &str, x| fake(x, &quantization.activations[group]);
+            driver.execute(&network, &[node], &mut values, &parameters, Some(&mut read))?;
+            let after = downstream(&program, node, network.nodes().len());
+            driver.execute(&network, &after, &mut values, &Parameters::new(), None)?;
             let wanted = driver.rank4(&float, &layer.output)?;
             let got = driver.rank4(&values, &layer.output)?;
             sums.energy += scalar(wanted.clone().square().sum());

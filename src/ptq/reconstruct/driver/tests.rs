@@ -252,7 +252,9 @@ fn with_driver<T>(
         float_weights: program_weights(graph, &driver).unwrap(),
         settled: vec![false; driver.quantization.plan.groups.len()],
     };
-    driver.advance(&program.glue(&driver.done)).unwrap();
+    driver
+        .advance(&program.glue(&driver.done), &Silent)
+        .unwrap();
     work(&mut driver, tuner)
 }
 
@@ -260,8 +262,10 @@ fn with_driver<T>(
 fn to_the_end(driver: &mut Driver<'_>) {
     let program = driver.program;
     for block in &program.blocks {
-        driver.advance(&block.nodes).unwrap();
-        driver.advance(&program.glue(&driver.done)).unwrap();
+        driver.advance(&block.nodes, &Silent).unwrap();
+        driver
+            .advance(&program.glue(&driver.done), &Silent)
+            .unwrap();
     }
 }
 
@@ -519,7 +523,7 @@ fn the_gradient_of_the_task_guided_loss_equals_finite_differences() {
             let program = driver.program;
             for block in &program.blocks {
                 let nodes = &block.nodes;
-                let quantized = driver.run(nodes, Path::Quantized).unwrap();
+                let quantized = driver.run(nodes, Path::Quantized, &Silent).unwrap();
                 if driver.done.iter().filter(|d| !**d).count() > nodes.len() {
                     let at = quantized[&block.output].clone();
                     let tracked = Tensor::<Grad, 4>::from_inner(at.clone()).require_grad();
@@ -560,8 +564,10 @@ fn the_gradient_of_the_task_guided_loss_equals_finite_differences() {
                         block.output
                     );
                 }
-                driver.advance(nodes).unwrap();
-                driver.advance(&program.glue(&driver.done)).unwrap();
+                driver.advance(nodes, &Silent).unwrap();
+                driver
+                    .advance(&program.glue(&driver.done), &Silent)
+                    .unwrap();
             }
         },
     );
