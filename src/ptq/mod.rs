@@ -3,6 +3,7 @@
 //! ```text
 //! frames ─► frames (spool, held-out split)
 //! model  ─► plan (fold, rewrite, layers, groups)
+//!              ├─► equalize    channels of like ranges, where the recipe wants it
 //!              ├─► calibrate   weights: steps per channel, integers
 //!              │               observe + ranges: extremes, histograms, steps per tensor
 //!              ├─► sensitivity   what each layer costs alone; the worst get higher precision
@@ -18,6 +19,7 @@
 
 mod calibrate;
 pub mod check;
+pub mod equalize;
 pub mod export;
 pub mod frames;
 pub mod network;
@@ -43,8 +45,10 @@ use crate::detector::{Detector, ModelDescription};
 use crate::onnx::{Model, OnnxError};
 
 use calibrate::{Calibrated, Calibrator};
+use equalize::Equalization;
 use export::Quantization;
 use frames::{Role, Sample, Spool, hex};
+use observe::Observer;
 use plan::Plan;
 use progress::{Progress, Stage, Within, WithoutReconstruction};
 use recipe::{Recipe, Target};
@@ -210,6 +214,23 @@ where
 
     let (mut spool, empty) = spool_frames(frames, recipe, &work, progress)?;
     clock.lap("frames");
+
+    let mut equalized = Vec::new();
+    let mut equal = None;
+    if let Some(wish) = &recipe.equalization {
+        let (model, found) = equalized_graph(
+            graph,
+            &input,
+            &mut detector,
+            &mut spool,
+            &runtime_options,
+            wish,
+            progress,
+        )?;
+        (equal, equalized) = (Some(model), found);
+        clock.lap("equalize");
+    }
+    let graph = equal.as_ref().unwrap_or(graph);
 
     let reduced_range = settings.reduce_range.applies();
     let mut calibrator = Calibrator {
@@ -394,6 +415,7 @@ where
         recipe: recipe.clone(),
         reduced_range,
         changes: prepared.changes.clone(),
+        equalized,
         frames: report::Frames {
             calibration: spool.count(Role::Calibration),
             held_out: spool.count(Role::HeldOut),
@@ -456,6 +478,55 @@ where
     work.finish(out)?;
     progress.update(Stage::Check, 1.0, "done");
     Ok(report)
+}
+
+/// The graph with channels of like ranges over the first calibration frames, and what was scaled.
+fn equalized_graph(
+    graph: &Model,
+    input: &str,
+    detector: &mut Detector,
+    spool: &mut Spool,
+    options: &RuntimeOptions,
+    wish: &Equalization,
+    progress: &mut dyn Progress,
+) -> Result<(Model, Vec<report::Equalized>), PtqError> {
+    let sources = equalize::sources(graph);
+    let names: Vec<String> = sources.iter().map(|s| s.tensor.clone()).collect();
+    let mut largest: Vec<Vec<f32>> = vec![Vec::new(); sources.len()];
+    let mut observer = Observer::new(graph, input, &names, options)?;
+    progress.update(
+        Stage::Weights,
+        Stage::Weights.overall(0.0),
+        "ranges of the channels",
+    );
+    spool.for_each(Role::Calibration, |index, sample| {
+        go_on(progress)?;
+        if index >= wish.frames {
+            return Ok(());
+        }
+        let spatial = detector.spatial_features(&sample.points)?;
+        observer.run(&spatial, |views| {
+            for (largest, view) in largest.iter_mut().zip(views) {
+                let channels = view.shape.get(1).map_or(1, |&c| c.max(1) as usize);
+                largest.resize(channels, 0.0);
+                let area = (view.values.len() / channels).max(1);
+                for (most, plane) in largest.iter_mut().zip(view.values.chunks(area)) {
+                    *most = plane.iter().fold(*most, |m, v| m.max(v.abs()));
+                }
+            }
+        })
+    })?;
+    let (model, factors) = equalize::equalize(graph, &sources, &largest, wish)?;
+    let found = names
+        .into_iter()
+        .zip(factors)
+        .map(|(tensor, factors)| report::Equalized {
+            tensor,
+            least: factors.iter().copied().fold(f32::MAX, f32::min),
+            most: factors.iter().copied().fold(0.0, f32::max),
+        })
+        .collect();
+    Ok((model, found))
 }
 
 /// Parts of the calibration frames' maps, see [`reconstruct::crops`].

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::equalize::Equalization;
 use super::ranges::{ActivationType, Search};
 use super::reconstruct::Reconstruction;
 use super::reconstruct::sensitivity::SensitivitySettings;
@@ -20,6 +21,9 @@ pub struct Recipe {
     pub format: u32,
     pub name: String,
     pub frames: FrameSettings,
+    /// Brings the channels of a tensor to like ranges first; not done without this section.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub equalization: Option<Equalization>,
     pub weights: WeightSettings,
     pub activations: ActivationSettings,
     /// Adaptive rounding and the task-guided loss; without this section ranges are all there is.
@@ -321,6 +325,9 @@ impl Recipe {
             .or_else(|| bits("activations.bits", self.activations.bits))
             .or_else(|| overrides.into_iter().next())
         {
+            return Some(found);
+        }
+        if let Some(found) = self.equalization.as_ref().and_then(Equalization::problem) {
             return Some(found);
         }
         if let Some(found) = self

@@ -7,6 +7,7 @@
 //! Operators that only move values are exact. The others agree with ONNX Runtime to float tolerance: sums are taken in
 //! another order.
 
+mod convolution;
 mod ops;
 mod value;
 
@@ -14,6 +15,7 @@ use std::collections::HashMap;
 
 use burn_tensor::backend::Backend;
 
+pub use convolution::Convolve;
 pub use value::{Value, Values};
 
 use crate::onnx::proto::NodeProto;
@@ -41,7 +43,7 @@ pub struct Network<B: Backend> {
     model: Model,
 }
 
-impl<B: Backend> Network<B> {
+impl<B: Convolve> Network<B> {
     /// Copies a graph. Nodes run in the order of the file; sort it before.
     pub fn new(model: &Model, device: &B::Device) -> Result<Self, OnnxError> {
         let mut constants = HashMap::new();

@@ -7,6 +7,7 @@ use burn_tensor::module::{avg_pool2d, conv_transpose2d, conv2d, max_pool2d};
 use burn_tensor::ops::{ConvOptions, ConvTransposeOptions, PadMode};
 use burn_tensor::{Int, Tensor, TensorData, backend::Backend};
 
+use super::convolution::{Convolve, convolution};
 use super::value::{Value, with_tensor};
 use crate::onnx::proto::NodeProto;
 
@@ -125,7 +126,7 @@ pub(super) fn supported(node: &NodeProto) -> Result<()> {
 }
 
 /// Runs one operator.
-pub(super) fn run<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Vec<Value<B>>> {
+pub(super) fn run<B: Convolve>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Vec<Value<B>>> {
     if node.is("Constant") {
         return Ok(vec![constant(node)?]);
     }
@@ -305,7 +306,7 @@ fn fits(
     }
 }
 
-fn conv<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Value<B>> {
+fn conv<B: Convolve>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Value<B>> {
     let (x, weight) = (rank4(input(inputs, 0)?)?, rank4(input(inputs, 1)?)?);
     let groups = node.int("group", 1).max(1) as usize;
     let [_, channels, rows, columns] = x.dims();
@@ -321,6 +322,9 @@ fn conv<B: Backend>(node: &NodeProto, inputs: &Inputs<'_, B>) -> Result<Value<B>
     fits([rows, columns], [h, w], dilation, pads)?;
     let bias = bias(inputs, out)?;
     let (x, even) = even_pads(x, pads, 0.0);
+    if groups == 1 && dilation == [1, 1] {
+        return Ok(convolution(x, weight, bias, stride, even).into());
+    }
     Ok(conv2d(
         x,
         weight,

@@ -7,7 +7,7 @@ use burn_tensor::{Int, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 use super::super::export::Quantization;
-use super::super::network::{Network, Value, Values};
+use super::super::network::{Convolve, Network, Value, Values};
 use super::super::progress::{Progress, Stage, Step};
 use super::super::quantizer::Quantizer;
 use super::super::recipe::BiasType;
@@ -18,6 +18,7 @@ use super::checkpoint::{BlockState, Checkpoint};
 use super::positives::Positives;
 use super::program::{Done, Program};
 use super::rounding::values;
+use super::schedule::Schedule;
 use super::steps::fake;
 use super::tuner::Tuner;
 use super::{Device, Grad, Inner, Reconstruction};
@@ -103,7 +104,19 @@ pub fn reconstruct(
         subject.margin,
     )
     .map_err(|problem| subject.graph.graph_error(problem))?;
+    let [channels, rows, columns] = [1, 2, 3].map(|i| subject.windows.shape()[i]);
+    let costs = multiplications(&inner, subject.input, [channels, rows, columns])?;
+    let schedule = Schedule::new(settings, &program, &costs);
+    if (schedule.iterations, schedule.every) != (settings.iterations, settings.tgpl.every) {
+        tracing::warn!(
+            "{} steps a block with a task-guided gradient every {}, so that they stay within {:.1e} multiplications",
+            schedule.iterations,
+            schedule.every,
+            settings.multiplications
+        );
+    }
     let mut tuner = Tuner {
+        schedule,
         grad,
         positives,
         float_weights: program_weights(subject.graph, &driver)?,
@@ -122,7 +135,7 @@ pub fn reconstruct(
                 let name = &driver.quantization.plan.layers[block.layers[0]].name;
                 let label = format!("block {} of {total}, {name}", index + 1);
                 let mut tell = |iteration: usize, error: f64| {
-                    let iterations = settings.iterations;
+                    let iterations = schedule.iterations;
                     let part = (index as f64 + iteration as f64 / iterations as f64) / total as f64;
                     progress.step(&Step {
                         layer: name,
@@ -159,32 +172,83 @@ pub fn reconstruct(
     Ok(outcomes)
 }
 
+/// What each node of a network gives for one map of zeros, `[channels, rows, columns]`; `see` is told its index.
+fn probe(
+    network: &Network<Inner>,
+    input: &str,
+    [channels, rows, columns]: [usize; 3],
+    mut see: impl FnMut(usize, &Values<Inner>),
+) -> Result<(), PtqError> {
+    let mut values = Values::default();
+    let map: Tensor<Inner, 4> = Tensor::zeros([1, channels, rows, columns], &Device::default());
+    values.insert(input.to_owned(), map.into());
+    for index in 0..network.nodes().len() {
+        network.step(index, &mut values)?;
+        see(index, &values);
+    }
+    Ok(())
+}
+
+/// Rows and columns of the map that tells a network's stride: enough for strides of 32.
+const PROBE: usize = 64;
+
 /// The largest ratio between the input's rows and those of any tensor of the network. `shape` is the input's
 /// channels, rows and columns.
 pub fn total_stride(graph: &Model, input: &str, shape: [usize; 3]) -> Result<usize, PtqError> {
+    let network = network::<Inner>(graph, &Device::default())?;
     let [channels, rows, columns] = shape;
-    let device = Device::default();
-    let network = network::<Inner>(graph, &device)?;
-    let mut values = Values::default();
-    let map: Tensor<Inner, 4> = Tensor::zeros([1, channels, rows, columns], &device);
-    values.insert(input.to_owned(), map.into());
-    let mut stride = 1;
-    for index in 0..network.nodes().len() {
-        network.step(index, &mut values)?;
-        for output in &network.nodes()[index].outputs {
-            if let Some(map) = values.get(output).and_then(Value::rank4) {
-                stride = stride.max(rows / map.dims()[2].max(1));
+    let small = [channels, rows.min(PROBE), columns.min(PROBE)];
+    let stride_of = |shape: [usize; 3]| {
+        let mut stride = 1;
+        let result = probe(&network, input, shape, |index, values| {
+            for output in &network.nodes()[index].outputs {
+                if let Some(map) = values.get(output).and_then(Value::rank4) {
+                    stride = stride.max(shape[1] / map.dims()[2].max(1));
+                }
             }
+        });
+        result.map(|()| stride)
+    };
+    // A whole map takes gigabytes in a large network; a graph with sizes written into it takes no other.
+    stride_of(small).or_else(|_| stride_of(shape))
+}
+
+/// Multiplications of each node for one map.
+fn multiplications(
+    network: &Network<Inner>,
+    input: &str,
+    shape: [usize; 3],
+) -> Result<Vec<f64>, PtqError> {
+    let elements = |dims: Vec<usize>| dims.into_iter().product::<usize>() as f64;
+    let mut found = vec![0.0; network.nodes().len()];
+    probe(network, input, shape, |index, values| {
+        let node = &network.nodes()[index];
+        let dims = |name: Option<&String>| {
+            let name = name?;
+            let value = values.get(name).or_else(|| network.constant(name))?;
+            Some(value.dims())
+        };
+        let (given, weight, result) = (
+            dims(node.inputs.first()),
+            dims(node.inputs.get(1)),
+            dims(node.outputs.first()),
+        );
+        if let (Some(given), Some(weight), Some(result)) = (given, weight, result) {
+            // Every pixel takes all weights once, of the output or, of a transposed convolution, the input.
+            let pixels = |dims: &[usize]| elements(dims.get(2..).unwrap_or(&[]).to_vec());
+            found[index] = match node.op.as_str() {
+                "Conv" => elements(weight) * pixels(&result),
+                "ConvTranspose" => elements(weight) * pixels(&given),
+                "MatMul" | "Gemm" => elements(result) * given.last().copied().unwrap_or(1) as f64,
+                _ => 0.0,
+            };
         }
-    }
-    Ok(stride)
+    })?;
+    Ok(found)
 }
 
 /// The network, its nodes being those of the graph.
-pub(super) fn network<B: Backend<Device = Device>>(
-    graph: &Model,
-    device: &Device,
-) -> Result<Network<B>, PtqError> {
+pub(super) fn network<B: Convolve>(graph: &Model, device: &Device) -> Result<Network<B>, PtqError> {
     let network = Network::new(graph, device)?;
     let same = network.nodes().len() == graph.graph().node.len()
         && network
@@ -397,7 +461,7 @@ impl<'a> Driver<'a> {
 
     /// Runs nodes on `raw`, values before their quantizers, with `parameters` instead of the float ones. `read`
     /// fake-quantizes what a node reads (group, name, value); nodes that only move values pass them on as they are.
-    pub(super) fn execute<B: Backend>(
+    pub(super) fn execute<B: Convolve>(
         &self,
         network: &Network<B>,
         nodes: &[usize],

@@ -19,6 +19,7 @@ mod driver;
 pub mod positives;
 pub mod program;
 mod rounding;
+mod schedule;
 pub mod sensitivity;
 mod steps;
 mod tuner;
@@ -60,6 +61,9 @@ pub struct Reconstruction {
     pub warm_up: f64,
     /// Probability that an element of a layer's input is the float one (QDrop); 0 switches it off.
     pub drop: f64,
+    /// Bound on the multiplications of all steps; 0 for none. Where a network is larger, the task-guided gradient is
+    /// taken less often, then fewer steps are made.
+    pub multiplications: f64,
     pub crops: CropSettings,
     pub positives: PositiveSettings,
     pub tgpl: TgplSettings,
@@ -105,6 +109,7 @@ impl Reconstruction {
         }
         let not_negative = [
             ("reconstruction.activation_rate", self.activation_rate),
+            ("reconstruction.multiplications", self.multiplications),
             ("reconstruction.regularizer", self.regularizer),
             ("reconstruction.tgpl.weight", self.tgpl.weight),
             ("reconstruction.tgpl.boxes", self.tgpl.boxes),

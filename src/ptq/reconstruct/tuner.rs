@@ -3,19 +3,19 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use burn_tensor::backend::Backend;
 use burn_tensor::{Bool, Tensor, TensorData};
 use rand::{Rng, SeedableRng, seq::index};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::PtqError;
-use super::super::network::{Network, Values};
+use super::super::network::{Convolve, Network, Values};
 use super::super::quantizer::Quantizer;
 use super::checkpoint::BlockState;
 use super::driver::{CHUNK, Driver, Maps, Outcome, Parameter, Parameters, pick, scalar};
 use super::positives::Positives;
 use super::program::{Block, Tail};
 use super::rounding::Rounding;
+use super::schedule::Schedule;
 use super::steps::{LearnedStep, fake};
 use super::{Device, Grad, Inner};
 
@@ -28,6 +28,7 @@ struct Errors {
 
 /// The optimiser of one block after the other.
 pub(super) struct Tuner {
+    pub schedule: Schedule,
     pub grad: Network<Grad>,
     pub positives: Positives,
     /// Per layer of the plan.
@@ -115,7 +116,7 @@ impl Tuner {
 
     /// Pushes a block's output, found in `raw`, through the float layers that remain.
     #[allow(clippy::too_many_arguments)]
-    pub fn heads<B: Backend>(
+    pub fn heads<B: Convolve>(
         &self,
         driver: &Driver<'_>,
         network: &Network<B>,
@@ -161,6 +162,7 @@ impl Tuner {
     ) -> Result<BlockState, PtqError> {
         let started = Instant::now();
         let (settings, device) = (driver.settings, &driver.device);
+        let Schedule { iterations, every } = self.schedule;
         let block = &driver.program.blocks[index];
         let quantization = &*driver.quantization;
         let tail = driver.program.tail(block, &driver.done);
@@ -208,8 +210,8 @@ impl Tuner {
         let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
         rng.set_stream(index as u64);
         let mut smooth: Option<f64> = None;
-        for iteration in 0..settings.iterations {
-            let part = iteration as f64 / settings.iterations as f64;
+        for iteration in 0..iterations {
+            let part = iteration as f64 / iterations as f64;
             let batch = settings.batch.min(driver.windows);
             let windows = index::sample(&mut rng, driver.windows, batch).into_vec();
             let tracked: Vec<Tensor<Grad, 4>> =
@@ -265,7 +267,7 @@ impl Tuner {
                     loss = loss + Rounding::penalty(v, beta) * settings.regularizer as f32;
                 }
             }
-            if let Some(unit) = task_unit.filter(|_| iteration % settings.tgpl.every == 0) {
+            if let Some(unit) = task_unit.filter(|_| iteration % every == 0) {
                 let maps = self.heads(
                     driver,
                     &self.grad,
@@ -283,7 +285,7 @@ impl Tuner {
                     device,
                 );
                 if let Some(task) = task {
-                    let weight = settings.tgpl.weight * settings.tgpl.every as f64 / unit;
+                    let weight = settings.tgpl.weight * every as f64 / unit;
                     loss = loss + task * weight as f32;
                 }
             }
@@ -358,7 +360,7 @@ impl Tuner {
                 flipped,
                 converged: layers.iter().map(|(_, _, r)| r.converged()).collect(),
                 taken,
-                iterations: settings.iterations,
+                iterations,
                 seconds: started.elapsed().as_secs_f64(),
             },
         })

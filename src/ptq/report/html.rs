@@ -603,6 +603,19 @@ fn graph(report: &Report) -> Markup {
         @for (name, reason) in &changes.kept_deconvolutions {
             p { "Deconvolution " code.text { (name) } " could not be rewritten: " (reason) }
         }
+        @if !report.equalized.is_empty() {
+            details {
+                summary { "Channels brought to like ranges" }
+                ul {
+                    @for tensor in &report.equalized {
+                        li {
+                            code.text { (tensor.tensor) } ": divided by "
+                            (number(f64::from(tensor.least))) " to " (number(f64::from(tensor.most)))
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 

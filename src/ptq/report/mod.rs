@@ -42,6 +42,9 @@ pub struct Report {
     /// Weights have one bit less than the recipe says, see [`super::recipe::ReduceRange`].
     pub reduced_range: bool,
     pub changes: Changes,
+    /// Tensors whose channels were brought to like ranges; empty where the recipe did not want it.
+    #[serde(default)]
+    pub equalized: Vec<Equalized>,
     pub frames: Frames,
     pub layers: Vec<LayerReport>,
     pub tensors: Vec<TensorReport>,
@@ -57,6 +60,15 @@ pub struct Report {
     pub float_layers: Vec<FloatLayer>,
     pub check: Checked,
     pub cost: Cost,
+}
+
+/// A tensor whose channels were scaled, see [`super::equalize`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Equalized {
+    pub tensor: String,
+    /// Least and largest factor that a channel was divided by.
+    pub least: f32,
+    pub most: f32,
 }
 
 /// What made the model.

@@ -111,6 +111,11 @@ fn sample() -> Report {
             rewritten_deconvolutions: vec![],
             kept_deconvolutions: vec![(HOSTILE.into(), HOSTILE.into())],
         },
+        equalized: vec![Equalized {
+            tensor: HOSTILE.into(),
+            least: 0.25,
+            most: 4.0,
+        }],
         frames: Frames {
             calibration: 1,
             held_out: 1,

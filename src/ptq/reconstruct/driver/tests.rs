@@ -194,6 +194,7 @@ fn settings() -> Reconstruction {
             velocity: 0.2,
         },
         seed: 7,
+        multiplications: 0.0,
     }
 }
 
@@ -247,6 +248,10 @@ fn with_driver<T>(
     let positives = Positives::find(heads, subject.scale, outputs, &settings.positives, 0).unwrap();
     assert!(positives.count() > 10, "few positives show little");
     let tuner = Tuner {
+        schedule: Schedule {
+            iterations: settings.iterations,
+            every: settings.tgpl.every,
+        },
         grad: network::<Grad>(graph, &device).unwrap(),
         positives,
         float_weights: program_weights(graph, &driver).unwrap(),
@@ -487,7 +492,7 @@ fn a_block_never_ends_worse_than_rounded_to_the_nearest() {
 }
 
 /// The task-guided loss of a block's output, for the windows given.
-fn task_loss<B: Backend<Device = Device>>(
+fn task_loss<B: Convolve>(
     driver: &Driver<'_>,
     tuner: &Tuner,
     network: &Network<B>,
