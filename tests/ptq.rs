@@ -966,10 +966,11 @@ fn the_whole_method_tunes_every_layer_and_agrees_no_less_than_ranges_alone() {
         ptq::quantize(&float, frames, &recipe, Target::Cpu, &out, &mut Silent).unwrap()
     });
     let [quick, whole] = &reports;
-    let tuned: Vec<usize> = { &whole.reconstruction }
-        .iter()
-        .flat_map(|o| o.layers.clone())
-        .collect();
+    // Each layer once, the blocks in network order.
+    let blocks: Vec<&Vec<usize>> = whole.reconstruction.iter().map(|o| &o.layers).collect();
+    assert!(blocks.is_sorted_by_key(|layers| layers[0]), "{blocks:?}");
+    let mut tuned: Vec<usize> = blocks.into_iter().flatten().copied().collect();
+    tuned.sort_unstable();
     assert_eq!(tuned, (0..whole.layers.len()).collect::<Vec<_>>());
     assert!(
         whole

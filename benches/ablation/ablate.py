@@ -6,19 +6,22 @@
 Each model is calibrated on a simulated drive of its seed, then run by `centerpoint_ptq detect` over a held-out
 drive with ground truth, and scored by `centerpoint_ptq evaluate` against float with paired bootstrap
 intervals. Where CENTERPOINT_PTQ_DATA names the real recordings, agreement with float there is added (of models
-calibrated on simulated frames). What was made before is not made again.
+calibrated on simulated frames). What was made before is not made again: neither models and boxes (in the work folder, by
+the program that made them), nor rows of the results file that have the same recipe, float model and held-out frames;
+`--fresh` measures those again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from pathlib import Path
 
 import page
 from harness import (
-    HELD_OUT, ROOT, Bag, Drive, Setting, Study, check_methods, common_arguments, mean, real_recordings, run_rows,
-    study, write_atomically,
+    HELD_OUT, HERE, OUR_METHODS, ROOT, Bag, Drive, Setting, Study, check_methods, code_hash, common_arguments, file_hash, mean,
+    real_recordings, recipe, run_rows, study, write_atomically,
 )  # fmt: skip
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
@@ -36,6 +39,7 @@ METHODS = {
     "grid": "+ grid search",
     "rounding": "+ adaptive rounding",
     "tgpl": "+ TGPL",
+    "equalized": "+ channels equalized first",
 }
 EIGHT_BITS_ONLY = {"ort-minmax", "ort-entropy", "ort-percentile", "nncf"}
 DEFAULT_METHODS = [m for m in METHODS if m != "nncf"]
@@ -50,11 +54,13 @@ def plan(methods: list[str], bits: list[str], seeds: list[int], drive_of, frames
     settings = []
     if "float" in methods:
         settings.append(Setting("float", 32, 32, drive_of(seeds[0]), frames))
-    for name in bits:
-        for method in METHODS:
-            if method == "float" or method not in methods or (method in EIGHT_BITS_ONLY and name != "W8A8"):
-                continue
-            settings += [Setting(method, *BITS[name], drive_of(seed), frames) for seed in seeds]
+    # All of one seed first: a run that is stopped leaves a whole table.
+    for seed in seeds:
+        for name in bits:
+            for method in METHODS:
+                if method == "float" or method not in methods or (method in EIGHT_BITS_ONLY and name != "W8A8"):
+                    continue
+                settings.append(Setting(method, *BITS[name], drive_of(seed), frames))
     return settings
 
 
@@ -63,10 +69,22 @@ def label(s: Setting) -> str:
     return "-" if s.method == "float" else s.bits
 
 
-def row(study: Study, s: Setting, held_out: Bag, limit: int | None) -> dict:
+def key(study: Study, s: Setting, about: dict) -> str:
+    """What a row was measured from, but for the program: its recipe or the baselines' code, float model and frames."""
+    made_by = recipe(s.method, s.weight_bits, s.activation_bits, s.frame_count) if s.method in OUR_METHODS else code_hash()
+    held_out = {name: about[name] for name in ("held_out", "held_out_frames", "block", "resamples")}
+    parts = {
+        "setting": [s.method, s.bits, vars(s.drive), s.frame_count], "made_by": made_by, "held_out": held_out,
+        "float": file_hash(study.float_model), "open": study.open_score, "real": sorted(real_recordings()),
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def row(study: Study, s: Setting, held_out: Bag, limit: int | None, about: dict) -> dict:
     """One model's figures."""
     model = study.model(s)
     out = {"bits": label(s), "method": s.method, "seed": s.drive.seed, "frames": s.frame_count}
+    out["key"] = key(study, s, about)
     out["scores"] = study.score(model, held_out, limit)
     out["real"] = {name: study.score(model, bag, limit) for name, bag in real_recordings().items()}
     return out
@@ -209,13 +227,14 @@ def arguments():
     parser.add_argument("--frames", type=int, help="calibration frames, a multiple of 4; default 64")
     parser.add_argument("--held-out", type=Path, help="bag with labels; default: simulated, seed 1001")
     parser.add_argument("--held-out-frames", type=int, help="default 1000")
+    parser.add_argument("--fresh", action="store_true", help="measure rows again that the results file has")
     args = parser.parse_args()
     args.seeds = args.seeds or ([11] if args.small else [11, 12, 13])
     args.frames = args.frames or (12 if args.small else 64)
     args.held_out_frames = args.held_out_frames or (20 if args.small else 1000)
     if args.frames % 4:
         parser.error("--frames: a multiple of 4")
-    args.out = args.out or args.work / "results.json"
+    args.out = args.out or (args.work if args.small else HERE) / "results.json"
     args.page = args.page or (args.work if args.small else ROOT / "docs") / "ablation.md"
     return args
 
@@ -236,18 +255,23 @@ def main() -> None:
     about = {
         "held_out": args.held_out.name if args.held_out else "a simulated drive, seed 1001",
         "frames": args.frames, "seeds": args.seeds, "sensor": args.sensor, "block": work.block,
-        "resamples": work.resamples,
+        "resamples": work.resamples, "held_out_frames": args.held_out_frames,
     }  # fmt: skip
+    known = {}
+    if args.out.is_file() and not args.fresh:
+        known = {r.get("key"): r for r in json.loads(args.out.read_text())["rows"]}
     done: list[dict] = []
 
     def next_row(s: Setting) -> dict:
-        done.append(row(work, s, held_out, limit))
-        # After each, so that a run that is stopped leaves what it has.
-        write_atomically(args.out, json.dumps({"about": about, "rows": done}, indent=1))
+        done.append(known.get(key(work, s, about)) or row(work, s, held_out, limit, about))
+        # After each, so that a run that is stopped leaves what it has, and what it had found.
+        fresh = {r["key"] for r in done}
+        rows = done + [r for k, r in known.items() if k not in fresh]
+        write_atomically(args.out, json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        render({"about": about | {"seeds": sorted({r["seed"] for r in done})}, "rows": done}, args.page)
         return done[-1]
 
     run_rows(settings, args.held_out_frames, next_row)
-    render({"about": about, "rows": done}, args.page)
     print(f"wrote {args.out} and {args.page}")
 
 

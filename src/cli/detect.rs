@@ -118,7 +118,7 @@ impl RuntimeArgs {
         RuntimeOptions {
             threads: self.threads,
             provider: self.provider,
-            profile_to: None,
+            ..Default::default()
         }
     }
 }

@@ -135,6 +135,10 @@ pub struct RuntimeOptions {
     /// Start of the file names that ONNX Runtime's profiles are written to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile_to: Option<PathBuf>,
+    /// Memory goes back to the system after each run on the CPU instead of being kept for the next: a little slower, and
+    /// for inner tensors of large networks gigabytes less.
+    #[serde(skip)]
+    pub lean: bool,
 }
 
 /// Why ONNX Runtime or a session is not to be had.
@@ -422,6 +426,13 @@ fn builder(options: &RuntimeOptions, model: &str) -> Result<SessionBuilder, Runt
     if let Some(provider) = options.provider.dispatch() {
         builder = builder
             .with_execution_providers([provider])
+            .map_err(|e| session_error(model, e))?;
+    }
+    if options.lean {
+        builder = builder
+            .with_execution_providers([ep::CPU::default().with_arena_allocator(false).build()])
+            .map_err(|e| session_error(model, e))?
+            .with_memory_pattern(false)
             .map_err(|e| session_error(model, e))?;
     }
     if let Some(prefix) = &options.profile_to {

@@ -190,6 +190,7 @@ where
     // Everything that can be wrong with the model is found before a frame is read.
     let runtime_options = RuntimeOptions {
         threads: recipe.threads,
+        lean: true,
         ..Default::default()
     };
     let mut detector = Detector::load(model, &runtime_options)?;

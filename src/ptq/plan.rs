@@ -248,6 +248,7 @@ impl Plan {
     pub fn new(model: &Model, recipe: &Recipe, target: &TargetSettings) -> Result<Self, OnnxError> {
         let links = model.links();
         let outputs: HashSet<String> = model.output_names().into_iter().collect();
+        let inputs = model.input_names();
         let mut plan = Plan::default();
         let mut input_bits: HashMap<String, u32> = HashMap::new();
         for node in model.graph().node.iter().filter(|n| is_convolution(n)) {
@@ -262,6 +263,10 @@ impl Plan {
             let bias = node.input.get(2).filter(|b| !b.is_empty()).cloned();
             let (mut weight_bits, mut activation_bits) =
                 (recipe.weights.bits, recipe.activations.bits);
+            if let Some(least) = recipe.input_bits.filter(|_| inputs.contains(&input)) {
+                weight_bits = weight_bits.max(least);
+                activation_bits = activation_bits.max(least);
+            }
             let mut keep = None;
             for layer in recipe.layers.iter().filter(|l| matches(&l.name, &name)) {
                 keep = layer.keep_float.or(keep);
@@ -494,6 +499,21 @@ mod tests {
         for between in ["d", "sd", "hd", "t_wide"] {
             assert_eq!(plan.group_of(between), None, "{between}");
         }
+    }
+
+    #[test]
+    fn layers_that_read_the_networks_input_may_have_more_bits() {
+        let mut recipe = quick();
+        (recipe.weights.bits, recipe.activations.bits) = (4, 5);
+        recipe.input_bits = Some(8);
+        let plan = plan(&recipe);
+        let bits: Vec<_> = { &plan.layers }
+            .iter()
+            .map(|l| (l.name.as_str(), l.weight_bits))
+            .collect();
+        assert_eq!(bits, [("down", 8), ("up", 4), ("side", 8), ("shared", 4)]);
+        let of = |tensor: &str| plan.groups[plan.group_of(tensor).unwrap()].bits;
+        assert_eq!([of("x"), of("dr"), of("cat")], [8, 5, 5]);
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub struct Recipe {
     pub equalization: Option<Equalization>,
     pub weights: WeightSettings,
     pub activations: ActivationSettings,
+    /// Least bits, of weights and input, of the layers that read the network's input: the usual exception in studies of
+    /// few bits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_bits: Option<u32>,
     /// Adaptive rounding and the task-guided loss; without this section ranges are all there is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reconstruction: Option<Reconstruction>,
@@ -323,6 +327,7 @@ impl Recipe {
         });
         if let Some(found) = bits("weights.bits", self.weights.bits)
             .or_else(|| bits("activations.bits", self.activations.bits))
+            .or_else(|| self.input_bits.and_then(|b| bits("input_bits", b)))
             .or_else(|| overrides.into_iter().next())
         {
             return Some(found);
@@ -395,6 +400,11 @@ pub(crate) mod tests {
 
     pub(crate) const QUICK: &str = include_str!("../../calibration/quick.yaml");
     const STANDARD: &str = include_str!("../../calibration/standard.yaml");
+    const STUDIES: [&str; 3] = [
+        include_str!("../../calibration/thorough.yaml"),
+        include_str!("../../calibration/w4a8.yaml"),
+        include_str!("../../calibration/w4a4.yaml"),
+    ];
 
     pub(crate) fn quick() -> Recipe {
         Recipe::parse(QUICK, Path::new("quick.yaml")).unwrap()
@@ -402,7 +412,10 @@ pub(crate) mod tests {
 
     #[test]
     fn the_shipped_recipes_survive_a_round_trip() {
-        for (text, reconstructs) in [(QUICK, false), (STANDARD, true)] {
+        let shipped = [(QUICK, false), (STANDARD, true)]
+            .into_iter()
+            .chain(STUDIES.map(|text| (text, true)));
+        for (text, reconstructs) in shipped {
             let recipe = Recipe::parse(text, Path::new("shipped.yaml")).unwrap();
             assert_eq!(recipe.reconstruction.is_some(), reconstructs);
             let text = serde_yaml::to_string(&recipe).unwrap();
@@ -416,14 +429,19 @@ pub(crate) mod tests {
     #[test]
     fn bad_settings_of_the_reconstruction_are_refused_by_name() {
         for (from, to, word) in [
-            ("iterations: 200", "iterations: 0", "iterations"),
+            ("iterations: 500", "iterations: 0", "iterations"),
             ("rate: 0.1", "rate: -0.1", "rate"),
             ("beta: [20.0", "beta: [0.5", "beta"),
             ("drop: 0.5", "drop: 1.0", "drop"),
             ("warm_up: 0.2", "warm_up: .nan", "warm_up"),
-            ("margin: 12", "margin: 48", "margin"),
+            ("margin: 8", "margin: 32", "margin"),
             ("threshold: 0.1", "threshold: 1.5", "threshold"),
-            ("every: 3", "every: 0", "every"),
+            ("every: 5", "every: 0", "every"),
+            (
+                "multiplications: 5.0e+13",
+                "multiplications: -1.0",
+                "multiplications",
+            ),
             ("regularizer:", "regulariser:", "regulariser"),
             ("windows: 16", "windows: 0", "sensitivity.windows"),
             (
@@ -434,6 +452,21 @@ pub(crate) mod tests {
         ] {
             assert!(STANDARD.contains(from), "{from}");
             let text = STANDARD.replacen(from, to, 1);
+            let error = Recipe::parse(&text, Path::new("r.yaml")).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    #[test]
+    fn bad_settings_of_the_equalization_are_refused_by_name() {
+        let [_, _, w4a4] = STUDIES;
+        for (from, to, word) in [
+            ("alpha: 0.5", "alpha: 1.5", "equalization.alpha"),
+            ("limit: 32", "limit: 0.5", "equalization.limit"),
+            ("frames: 16", "frames: 0", "equalization.frames"),
+        ] {
+            assert!(w4a4.contains(from), "{from}");
+            let text = w4a4.replacen(from, to, 1);
             let error = Recipe::parse(&text, Path::new("r.yaml")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }

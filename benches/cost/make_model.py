@@ -1,9 +1,9 @@
 """A CenterPoint of full size with random weights: Autoware's base layout, for what a calibration costs.
 
-    make_model.py --program target/release/centerpoint_ptq --out build/full_size/model
+    make_model.py --program target/release/centerpoint_ptq --out build/cost/full_size
 
 480 x 480 pillars of 0.32 m, 32 channels in, head maps of 480 x 480 cells; backbone 64/128/256 channels with 4, 6 and 6
-convolutions, neck of 3 x 128, one shared convolution, six heads: 5.9 million parameters, 243 billion
+convolutions, neck of 3 x 128, one shared convolution, six heads: 5.2 million parameters, 243 billion
 multiplications a frame. Its detections mean nothing, but its activations look like a trained network's: weights are
 drawn per channel with different spreads, and every layer is normalised on simulated frames (as BatchNormalization
 would, then folded), with shifts that leave most of a map empty behind its Relu. The heatmap is
@@ -182,7 +182,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
     parser.add_argument("--program", type=Path, default=target / "release" / "centerpoint_ptq")
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "full_size" / "model")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "cost" / "full_size")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     make(options.program, options.out, options.seed)
