@@ -84,6 +84,17 @@ def test_a_stage_that_the_recipes_do_not_have_is_named(tmp_path, monkeypatch):
         harness.recipe("tgpl", 8, 8, 16)
 
 
+def test_recipes_of_the_stages_differ_in_their_stage_and_changes_come_last():
+    rounding, tgpl, equalized = (harness.recipe(m, 4, 4, 16) for m in ("rounding", "tgpl", "equalized"))
+    assert rounding["reconstruction"]["tgpl"]["weight"] == 0 < tgpl["reconstruction"]["tgpl"]["weight"]
+    assert "equalization" not in tgpl and equalized["equalization"]["alpha"] > 0
+    assert tgpl["input_bits"] == 8 and "input_bits" not in harness.recipe("tgpl", 8, 8, 16)
+    changed = harness.recipe("tgpl", 4, 4, 16, (("reconstruction.tgpl.boxes", "0.5"), ("equalization", "{alpha: 0.3}")))
+    assert changed["reconstruction"]["tgpl"]["boxes"] == 0.5 and changed["equalization"] == {"alpha": 0.3}
+    with pytest.raises(KeyError):
+        harness.recipe("grid", 8, 8, 16, (("reconstruction.seed", "1"),))
+
+
 def test_the_marked_part_alone_is_replaced(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("# Title\n\nkept\n\n<!-- a -->\nold\n<!-- end a -->\n\nkept, too\n")
@@ -180,5 +191,18 @@ def test_max_min_leaves_every_step_at_the_extremes(ablation):
 def test_a_second_run_makes_nothing_again(ablation):
     work, first, run = ablation
     before = {p: p.stat().st_mtime_ns for p in (work / "models").iterdir()}
+    (work / "results.json").unlink()
     assert run() == first
     assert {p: p.stat().st_mtime_ns for p in (work / "models").iterdir()} == before
+
+
+def test_rows_of_the_results_file_are_not_measured_again(ablation):
+    work, first, run = ablation
+    for folder in ("models", "boxes", "scores"):
+        (work / folder).rename(work / f"{folder}_away")
+    try:
+        assert run() == first
+        assert not (work / "models").exists()
+    finally:
+        for folder in ("models", "boxes", "scores"):
+            (work / f"{folder}_away").rename(work / folder)

@@ -21,7 +21,7 @@ from pathlib import Path
 import page
 from harness import (
     HELD_OUT, HERE, OUR_METHODS, ROOT, Bag, Drive, Setting, Study, check_methods, code_hash, common_arguments, file_hash, mean,
-    real_recordings, recipe, run_rows, study, write_atomically,
+    real_recordings, run_rows, study, write_atomically,
 )  # fmt: skip
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
@@ -71,7 +71,7 @@ def label(s: Setting) -> str:
 
 def key(study: Study, s: Setting, about: dict) -> str:
     """What a row was measured from, but for the program: its recipe or the baselines' code, float model and frames."""
-    made_by = recipe(s.method, s.weight_bits, s.activation_bits, s.frame_count) if s.method in OUR_METHODS else code_hash()
+    made_by = s.recipe() if s.method in OUR_METHODS else code_hash()
     held_out = {name: about[name] for name in ("held_out", "held_out_frames", "block", "resamples")}
     parts = {
         "setting": [s.method, s.bits, vars(s.drive), s.frame_count], "made_by": made_by, "held_out": held_out,

@@ -39,8 +39,12 @@ HELD_OUT = 4  # frames that `quantize` keeps for its own gate
 OUR_METHODS = ("max-min", "grid", "rounding", "tgpl", "equalized")
 
 
-def recipe(method: str, weight_bits: int, activation_bits: int, frame_count: int) -> dict:
-    """The recipe of one of our stages; each stage has those before it.
+# Keys of a recipe, with dots between the levels, and what they are set to, as YAML.
+Changes = tuple[tuple[str, str], ...]
+
+
+def recipe(method: str, weight_bits: int, activation_bits: int, frame_count: int, changes: Changes = ()) -> dict:
+    """The recipe of one of our stages; each stage has those before it. `changes` come last.
 
     `frame_count`, a multiple of 4, is how many frames calibrate; 4 more are held out for the gate, whose verdict
     plays no part here.
@@ -73,6 +77,12 @@ def recipe(method: str, weight_bits: int, activation_bits: int, frame_count: int
             wanted["equalization"] = yaml.safe_load((ROOT / EQUALIZED).read_text())["equalization"]
         # Measured for the report only; it changes nothing here.
         wanted.pop("sensitivity", None)
+    for name, value in changes:
+        *parents, last = name.split(".")
+        part = wanted
+        for parent in parents:
+            part = part[parent]
+        part[last] = yaml.safe_load(value)
     return wanted
 
 
@@ -193,10 +203,15 @@ class Setting:
     activation_bits: int
     drive: Drive
     frame_count: int
+    changes: Changes = ()
 
     @property
     def bits(self) -> str:
         return f"W{self.weight_bits}A{self.activation_bits}"
+
+    def recipe(self) -> dict:
+        """Of one of our methods."""
+        return recipe(self.method, self.weight_bits, self.activation_bits, self.frame_count, self.changes)
 
 
 # Poses of the sensor above the ground: the model expects the ground at z = 0.
@@ -244,7 +259,7 @@ class Study:
         return self._ours(s) if s.method in OUR_METHODS else self._baseline(s)
 
     def _ours(self, s: Setting) -> Path:
-        wanted = recipe(s.method, s.weight_bits, s.activation_bits, s.frame_count)
+        wanted = s.recipe()
         bag = self.bag(s.drive)
 
         def build(path: Path) -> None:
@@ -455,7 +470,7 @@ def check_methods(settings: list[Setting]) -> None:
     """An error before hours of work, for a method that this version does not have."""
     for s in settings:
         if s.method in OUR_METHODS:
-            recipe(s.method, s.weight_bits, s.activation_bits, s.frame_count)
+            s.recipe()
         elif s.method == "nncf" and not os.environ.get("CENTERPOINT_PTQ_NNCF_PYTHON"):
             raise SystemExit("method nncf: CENTERPOINT_PTQ_NNCF_PYTHON is not set; see requirements.txt")
         elif s.method not in (*baselines.METHODS, "float"):

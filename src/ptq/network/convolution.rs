@@ -346,13 +346,18 @@ fn weight_gradient(x: &[f32], gradient: &[f32], shape: &Shape) -> Vec<f32> {
         .zip(gradient.par_chunks(outputs * out[0] * out[1]))
         .map(|(x, gradient)| frame(x, gradient))
         .collect();
-    let mut sum = vec![0.0; outputs * inputs * kernel_rows * kernel_columns];
+    let mut parts = parts.into_iter();
+    let mut sums = parts.next().unwrap_or_default();
     for part in parts {
-        each_weight(shape, |place, tap, input, output| {
-            sum[place] += part[(tap * inputs + input) * outputs + output];
-        });
+        for (sum, v) in sums.iter_mut().zip(part) {
+            *sum += v;
+        }
     }
-    sum
+    let mut sorted = vec![0.0; sums.len()];
+    each_weight(shape, |place, tap, input, output| {
+        sorted[place] = sums[(tap * inputs + input) * outputs + output];
+    });
+    sorted
 }
 
 /// Gradient with respect to the map, of the output's gradient, where the stride is not 1: each tap of the kernel gives

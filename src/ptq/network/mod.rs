@@ -7,7 +7,7 @@
 //! Operators that only move values are exact. The others agree with ONNX Runtime to float tolerance: sums are taken in
 //! another order.
 
-mod convolution;
+pub mod convolution;
 mod ops;
 mod value;
 
