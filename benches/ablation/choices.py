@@ -33,6 +33,8 @@ CHOICES: dict[str, list[Changes]] = {
     "reconstruction.positives.threshold": [(("reconstruction.positives.threshold", t),) for t in ("0.03", "0.3", "0.5")],
     "reconstruction.positives.max": [(("reconstruction.positives.max", n),) for n in ("4", "16")],
     "reconstruction.positives.radius": [(("reconstruction.positives.radius", r),) for r in ("1", "2")],
+    # The four most sensitive layers get 8 bits.
+    "sensitivity": [(("sensitivity", "{windows: 16, keep: 4, max_float_share: 1.0, max_float_bytes: 1000000}"),)],
     "equalization": [(("equalization", f"{{alpha: {a}, limit: 32, frames: 16}}"),) for a in ("0.35", "0.5")],
 }
 

@@ -376,13 +376,11 @@ impl<'a> Driver<'a> {
         })
     }
 
+    /// Memory that the maps take, the largest twice: it is put together from parts.
     fn bytes(&self) -> usize {
         let size = |t: &Tensor<Inner, 4>| t.dims().iter().product::<usize>() * 4;
-        self.float
-            .values()
-            .chain(self.quantized.values())
-            .map(size)
-            .sum()
+        let maps = || self.float.values().chain(self.quantized.values()).map(size);
+        maps().sum::<usize>() + maps().max().unwrap_or(0)
     }
 
     /// The float network's outputs for all windows.
