@@ -20,8 +20,8 @@ from pathlib import Path
 
 import page
 from harness import (
-    HELD_OUT, HERE, OUR_METHODS, ROOT, Bag, Drive, Setting, Study, check_methods, code_hash, common_arguments, file_hash, mean,
-    real_recordings, run_rows, study, write_atomically,
+    HELD_OUT, Bag, Drive, Results, Setting, check_methods, common_arguments, mean, parse, real_recordings, row_key, run_rows,
+    study,
 )  # fmt: skip
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4)}
@@ -69,27 +69,6 @@ def label(s: Setting) -> str:
     return "-" if s.method == "float" else s.bits
 
 
-def key(study: Study, s: Setting, about: dict) -> str:
-    """What a row was measured from, but for the program: its recipe or the baselines' code, float model and frames."""
-    made_by = s.recipe() if s.method in OUR_METHODS else code_hash()
-    held_out = {name: about[name] for name in ("held_out", "held_out_frames", "block", "resamples")}
-    parts = {
-        "setting": [s.method, s.bits, vars(s.drive), s.frame_count], "made_by": made_by, "held_out": held_out,
-        "float": file_hash(study.float_model), "open": study.open_score, "real": sorted(real_recordings()),
-    }  # fmt: skip
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def row(study: Study, s: Setting, held_out: Bag, limit: int | None, about: dict) -> dict:
-    """One model's figures."""
-    model = study.model(s)
-    out = {"bits": label(s), "method": s.method, "seed": s.drive.seed, "frames": s.frame_count}
-    out["key"] = key(study, s, about)
-    out["scores"] = study.score(model, held_out, limit)
-    out["real"] = {name: study.score(model, bag, limit) for name, bag in real_recordings().items()}
-    return out
-
-
 def by_method(rows: list[dict]) -> dict[tuple[str, str], list[dict]]:
     """Rows of all seeds of a bit width and method, in the table's order."""
     found = defaultdict(list)
@@ -130,12 +109,12 @@ def seeds_mean(group: list[dict], *keys: str) -> float | None:
 
 
 def main_table(groups: dict, classes: list[str]) -> str:
-    head = ["bits", "calibrator", "mean AP", "against float, points", *classes]
+    head = ["bits", "calibrator", "drives", "mean AP", "against float, points", *classes]
     rows = []
     for (bits, method), group in groups.items():
         aps = [seeds_mean(group, "classes", c, "ap") for c in classes]
-        change = "" if method == "float" else interval(difference(group, "mean"))
-        rows.append([bits, METHODS[method], page.number(seeds_mean(group, "mean_ap")), change, *map(page.number, aps)])
+        drives, change = (str(len(group)), interval(difference(group, "mean"))) if method != "float" else ("", "")
+        rows.append([bits, METHODS[method], drives, page.number(seeds_mean(group, "mean_ap")), change, *map(page.number, aps)])
     return page.table(head, rows)
 
 
@@ -184,6 +163,7 @@ def real_table(groups: dict, recordings: list[str]) -> str:
 def render(results: dict, path: Path) -> None:
     """The marked part of the page, and the plots beside it."""
     groups, about = by_method(results["rows"]), results["about"]
+    seeds = sorted({r["seed"] for r in results["rows"]})
     scores = results["rows"][0]["scores"]
     classes = list(scores["classes"])
     bands = list(next(iter(scores["classes"].values()))["bands"])
@@ -198,8 +178,8 @@ def render(results: dict, path: Path) -> None:
         page.bars(plots / f"ablation_{key.lower()}.svg", title, "AP points", names, series)
     parts = [
         f"{scores['frames']} held-out frames of {about['held_out']}; calibrated on {about['frames']} frames of simulated "
-        f"drives, seeds {', '.join(map(str, about['seeds']))}; sensor {about['sensor']}. AP at 2 m on the ground, means over "
-        "the seeds. Differences from float are paired; in brackets the hull over the seeds of the 95 % bootstrap intervals "
+        f"drives, seeds {', '.join(map(str, seeds))}; sensor {about['sensor']}. AP at 2 m on the ground, means over "
+        "the drives. Differences from float are paired; in brackets the hull over the drives of the 95 % bootstrap intervals "
         f"({about['block']} frames drawn as one, {about['resamples']} times).",
         main_table(groups, classes),
         "![Mean AP against float](plots/ablation_mean.svg)",
@@ -227,26 +207,15 @@ def arguments():
     parser.add_argument("--frames", type=int, help="calibration frames, a multiple of 4; default 64")
     parser.add_argument("--held-out", type=Path, help="bag with labels; default: simulated, seed 1001")
     parser.add_argument("--held-out-frames", type=int, help="default 1000")
-    parser.add_argument("--fresh", action="store_true", help="measure rows again that the results file has")
-    args = parser.parse_args()
+    args = parse(parser, "results.json", {"frames": (64, 12), "held_out_frames": (1000, 20)})
     args.seeds = args.seeds or ([11] if args.small else [11, 12, 13])
-    args.frames = args.frames or (12 if args.small else 64)
-    args.held_out_frames = args.held_out_frames or (20 if args.small else 1000)
-    if args.frames % 4:
-        parser.error("--frames: a multiple of 4")
-    args.out = args.out or (args.work if args.small else HERE) / "results.json"
-    args.page = args.page or (args.work if args.small else ROOT / "docs") / "ablation.md"
     return args
 
 
 def main() -> None:
     args = arguments()
     work = study(args)
-    # Two consecutive sweeps make a frame; scenes of 8 give views that differ.
-    total = args.frames + HELD_OUT
-    drive_of = lambda seed: Drive(args.sensor, total, max(1, total // 8), seed)  # noqa: E731
-    settings = plan(args.methods, args.bits, args.seeds, drive_of, args.frames)
-    check_methods(settings)
+    results = Results(args.out, args.fresh)
     if args.held_out:
         held_out, limit = Bag(args.held_out.resolve()), args.held_out_frames
     else:
@@ -254,24 +223,47 @@ def main() -> None:
         held_out, limit = Bag(work.bag(Drive(args.sensor, count, max(1, count // work.block), 1001))), None
     about = {
         "held_out": args.held_out.name if args.held_out else "a simulated drive, seed 1001",
-        "frames": args.frames, "seeds": args.seeds, "sensor": args.sensor, "block": work.block,
-        "resamples": work.resamples, "held_out_frames": args.held_out_frames,
+        "frames": args.frames, "sensor": args.sensor, "block": work.block, "resamples": work.resamples,
+        "held_out_frames": args.held_out_frames,
     }  # fmt: skip
-    known = {}
-    if args.out.is_file() and not args.fresh:
-        known = {r.get("key"): r for r in json.loads(args.out.read_text())["rows"]}
-    done: list[dict] = []
+    judged_on = {name: about[name] for name in ("held_out", "held_out_frames", "block", "resamples")}
+    # Two consecutive sweeps make a frame; scenes of 8 give views that differ.
+    total = args.frames + HELD_OUT
+    drive_of = lambda seed: Drive(args.sensor, total, max(1, total // 8), seed)  # noqa: E731
+    # The page's rows: these options' and whatever else was measured alike.
+    seeds = sorted({*args.seeds, *(r["seed"] for r in results.rows.values())})
+    key_of = {
+        s: row_key(work, s, held_out=judged_on, real=sorted(real_recordings()))
+        for s in plan(list(METHODS), list(BITS), seeds, drive_of, args.frames)
+    }
+    wanted = [
+        s
+        for s in key_of
+        if s.method in args.methods
+        and (s.method == "float" or (s.bits in args.bits and s.drive.seed in args.seeds))
+        and key_of[s] not in results.rows
+    ]
+    check_methods(wanted)
 
-    def next_row(s: Setting) -> dict:
-        done.append(known.get(key(work, s, about)) or row(work, s, held_out, limit, about))
-        # After each, so that a run that is stopped leaves what it has, and what it had found.
-        fresh = {r["key"] for r in done}
-        rows = done + [r for k, r in known.items() if k not in fresh]
-        write_atomically(args.out, json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
-        render({"about": about | {"seeds": sorted({r["seed"] for r in done})}, "rows": done}, args.page)
-        return done[-1]
+    def measure(_, s: Setting) -> dict:
+        model = work.model(s)
+        return {
+            "bits": label(s), "method": s.method, "seed": s.drive.seed, "frames": s.frame_count, "key": key_of[s],
+            "scores": work.score(model, held_out, limit),
+            "real": {name: work.score(model, bag, limit) for name, bag in real_recordings().items()},
+        }  # fmt: skip
 
-    run_rows(settings, args.held_out_frames, next_row)
+    def show() -> None:
+        if rows := results.of(list(key_of.values())):
+            render({"about": about, "rows": rows}, args.page)
+
+    def keep(row: dict) -> None:
+        # After each, so that a run that is stopped leaves what it has.
+        results.keep(row, list(key_of.values()), about)
+        show()
+
+    run_rows(wanted, args.held_out_frames, measure, keep, args.jobs)
+    show()
     print(f"wrote {args.out} and {args.page}")
 
 

@@ -3,21 +3,22 @@
     nice build/ros2/venv/bin/python benches/ablation/choices.py                 # docs/ablation.md
     nice build/ros2/venv/bin/python benches/ablation/choices.py --only tgpl.boxes positives
 
+What was measured before is kept as long as its recipe stays; `--only` says what else is measured.
+
 Calibrated and judged on simulated drives that the ablation does not use, so that what is chosen here is not judged by
 what chose it. Among the choices are those that make pseudo-labels better or worse: their threshold and number.
 """
 
 from __future__ import annotations
 
-import json
-
 import page
 from ablate import AGREEMENT, BITS, difference, interval, seeds_mean
 from harness import (
-    HELD_OUT, HERE, ROOT, Bag, Changes, Drive, Setting, check_methods, common_arguments, run_rows, study, write_atomically,
+    HELD_OUT, Bag, Changes, Drive, Results, Setting, check_methods, common_arguments, parse, row_key, run_rows, study,
 )  # fmt: skip
 
 CALIBRATION_SEED, HELD_OUT_SEED = 77, 3001
+AS_IT_IS = "as it is"
 # Group: what the recipe says, then what is tried instead.
 CHOICES: dict[str, list[Changes]] = {
     "activations.search.p": [(("activations.search.p", p),) for p in ("2.0", "2.4", "4.0")],
@@ -44,8 +45,7 @@ def settings(args) -> list[tuple[str, Setting]]:
     drive = Drive("mixed", args.frames + HELD_OUT, max(1, (args.frames + HELD_OUT) // 4), CALIBRATION_SEED)
     few = (("reconstruction.iterations", "5"),) if args.small else ()
     make = lambda changes=(): Setting("tgpl", *BITS[args.bits], drive, args.frames, few + changes)  # noqa: E731
-    wanted = [g for g in CHOICES if not args.only or any(o in g for o in args.only)]
-    return [("as it is", make())] + [(g, make(c)) for g in wanted for c in CHOICES[g]]
+    return [(AS_IT_IS, make())] + [(g, make(c)) for g, choices in CHOICES.items() for c in choices]
 
 
 def table(rows: list[dict]) -> str:
@@ -59,14 +59,14 @@ def table(rows: list[dict]) -> str:
     return page.table(head, body)
 
 
-def render(results: dict, path) -> None:
+def render(about: dict, rows: list[dict], path) -> None:
     text = (
-        f"`standard.yaml` at {results['bits']}, the input's layers at 8 bits, one key changed at a time; "
-        f"{results['frames']} calibration frames (seed {CALIBRATION_SEED}), {results['held_out_frames']} held-out ones (seed "
+        f"`standard.yaml` at {about['bits']}, the input's layers at 8 bits, one key changed at a time; "
+        f"{about['frames']} calibration frames (seed {CALIBRATION_SEED}), {about['held_out_frames']} held-out ones (seed "
         f"{HELD_OUT_SEED}), which the tables above do not use. AP of so few frames is good to a point; the agreement with "
         "float's boxes tells more."
     )
-    page.replace_marked(path, "choices", f"{text}\n\n{table(results['rows'])}", "Ablation")
+    page.replace_marked(path, "choices", f"{text}\n\n{table(rows)}", "Ablation")
 
 
 def arguments():
@@ -75,34 +75,35 @@ def arguments():
     parser.add_argument("--only", nargs="+", help="groups whose name holds one of these")
     parser.add_argument("--frames", type=int, help="calibration frames, a multiple of 4; default 64")
     parser.add_argument("--held-out-frames", type=int, help="default 300")
-    args = parser.parse_args()
-    args.frames = args.frames or (8 if args.small else 64)
-    args.held_out_frames = args.held_out_frames or (10 if args.small else 300)
-    if args.frames % 4:
-        parser.error("--frames: a multiple of 4")
-    args.out = args.out or (args.work if args.small else HERE) / "choices.json"
-    args.page = args.page or (args.work if args.small else ROOT / "docs") / "ablation.md"
-    return args
+    return parse(parser, "choices.json", {"frames": (64, 8), "held_out_frames": (300, 10)})
 
 
 def main() -> None:
     args = arguments()
     work = study(args)
+    results = Results(args.out, args.fresh)
     plan = settings(args)
-    check_methods([s for _, s in plan])
+    about = {"bits": args.bits, "frames": args.frames, "held_out_frames": args.held_out_frames}
     held_out = Bag(work.bag(Drive("mixed", args.held_out_frames, max(1, args.held_out_frames // 5), HELD_OUT_SEED)))
-    results = {"bits": args.bits, "frames": args.frames, "held_out_frames": args.held_out_frames, "rows": []}
-    groups = iter(g for g, _ in plan)
+    keys = [row_key(work, s, held_out=[HELD_OUT_SEED, args.held_out_frames]) for _, s in plan]
+    wanted = [
+        (group, s, key)
+        for (group, s), key in zip(plan, keys)
+        if key not in results.rows and (not args.only or group == AS_IT_IS or any(o in group for o in args.only))
+    ]
+    check_methods([s for _, s, _ in wanted])
 
-    def next_row(s: Setting) -> dict:
-        value = s.changes[-1][1] if len(results["rows"]) else "-"
-        row = {"group": next(groups), "value": value, "scores": work.score(work.model(s), held_out)}
-        results["rows"].append(row)
-        write_atomically(args.out, json.dumps(results, indent=1) + "\n")
-        render(results, args.page)
-        return row
+    def measure(i: int, s: Setting) -> dict:
+        group, _, key = wanted[i]
+        value = "-" if group == AS_IT_IS else s.changes[-1][1]
+        return {"group": group, "value": value, "key": key, "scores": work.score(work.model(s), held_out)}
 
-    run_rows([s for _, s in plan], args.held_out_frames, next_row)
+    def keep(row: dict) -> None:
+        results.keep(row, keys, about)
+        render(about, results.of(keys), args.page)
+
+    run_rows([s for _, s, _ in wanted], args.held_out_frames, measure, keep, args.jobs)
+    render(about, results.of(keys), args.page)
     print(f"wrote {args.out} and {args.page}")
 
 

@@ -7,6 +7,7 @@ code), so a study can be stopped at any time and goes on where it was.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -135,14 +138,45 @@ class Store:
     def make(self, kind: str, settings: dict, build, suffix: str = "") -> Path:
         """Calls `build(path)` unless it was made before. The settings stand beside it as .settings.json."""
         path = self.path(kind, settings, suffix)
-        if not path.exists():
-            partial = path.with_name(path.name + ".partial")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            remove(partial)
-            build(partial)
-            write_atomically(path.with_name(path.name + ".settings.json"), json.dumps(settings, indent=1))
-            os.replace(partial, path)
+        if path.exists():
+            return path
+        with self._locked(f"{kind}_{path.name}"):
+            if not path.exists():
+                partial = path.with_name(path.name + ".partial")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                remove(partial)
+                build(partial)
+                write_atomically(path.with_name(path.name + ".settings.json"), json.dumps(settings, indent=1))
+                os.replace(partial, path)
         return path
+
+    @contextmanager
+    def _locked(self, name: str):
+        """Rows measured at the same time often need the same thing: one makes it, the others wait."""
+        file = self.root / "locks" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class Results:
+    """The rows of a study by their keys, in a file: none is measured twice."""
+
+    def __init__(self, path: Path, fresh: bool):
+        self.path = path
+        rows = json.loads(path.read_text())["rows"] if path.is_file() and not fresh else []
+        self.rows = {r["key"]: r for r in rows}
+
+    def of(self, keys: list[str]) -> list[dict]:
+        """Those of these that are there, in this order."""
+        return [self.rows[k] for k in keys if k in self.rows]
+
+    def keep(self, row: dict, keys: list[str], about: dict) -> None:
+        """Adds a row and writes all: those of `keys` first and in that order, then the others."""
+        self.rows[row["key"]] = row
+        rows = self.of(keys) + [r for k, r in self.rows.items() if k not in set(keys)]
+        write_atomically(self.path, json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 
 # --- program ---------------------------------------------------------------------------------------------------
@@ -411,18 +445,28 @@ def mean(values: list) -> float | None:
     return sum(there) / len(there) if there else None
 
 
+def row_key(study: Study, s: Setting, **more) -> str:
+    """What a row was measured from, but for the program: its recipe or the baselines' code, float model and frames."""
+    made_by = s.recipe() if s.method in OUR_METHODS else code_hash()
+    parts = {
+        "setting": [s.method, s.bits, vars(s.drive), s.frame_count], "made_by": made_by,
+        "float": file_hash(study.float_model), "open": study.open_score, **more,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
 # --- command line and progress ---------------------------------------------------------------------------------
 
-# Seconds on two cores for the demo model, only to say beforehand how long a study takes.
-SECONDS_BUILD = {"float": 0, "max-min": 25, "grid": 25, "rounding": 80, "tgpl": 150, "equalized": 150, "nncf": 120}
+# Seconds on one core for the demo model, only to say beforehand how long a study takes.
+SECONDS_BUILD = {"float": 0, "max-min": 30, "grid": 30, "rounding": 120, "tgpl": 250, "equalized": 250, "nncf": 120}
 SECONDS_BUILD_BASELINE = 40
-SECONDS_A_FRAME = {"simulate": 0.08, "detect": 0.12}
+SECONDS_A_FRAME = 0.15
 
 
 def estimate(settings: list[Setting], held_out_frames: int) -> float:
     """Seconds that these models take to make and to run."""
     of_model = sum(SECONDS_BUILD.get(s.method, SECONDS_BUILD_BASELINE) for s in settings)
-    return of_model + len(settings) * held_out_frames * SECONDS_A_FRAME["detect"]
+    return of_model + len(settings) * held_out_frames * SECONDS_A_FRAME
 
 
 def common_arguments(description: str) -> argparse.ArgumentParser:
@@ -435,9 +479,27 @@ def common_arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "ablation", help="what is made on the way; kept")
     parser.add_argument("--out", type=Path, help="results as JSON")
     parser.add_argument("--page", type=Path, help="Markdown page whose marked part is written; plots lie beside it")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the program; 0: one per core")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="rows measured at a time; default: one per core")
+    parser.add_argument("--threads", type=int, help="threads of the program; default: the cores shared among the jobs")
+    parser.add_argument("--fresh", action="store_true", help="measure rows again that the results file has")
     parser.add_argument("--small", action="store_true", help="few frames, one seed: does it work?")
     return parser
+
+
+def parse(parser: argparse.ArgumentParser, results: str, counts: dict[str, tuple]) -> argparse.Namespace:
+    """The options, with the defaults that depend on others: `results` names the file, `counts` the (whole, small) study's
+    numbers of frames by option; calibration frames are multiples of the blocks that keep some for the gate."""
+    args = parser.parse_args()
+    for name, (whole, small) in counts.items():
+        setattr(args, name, getattr(args, name) or (small if args.small else whole))
+    if any(n % HELD_OUT or n < HELD_OUT for n in [args.frames, *(getattr(args, "frame_counts", None) or [])]):
+        parser.error(f"numbers of calibration frames are multiples of {HELD_OUT}")
+    if args.jobs < 1:
+        parser.error("--jobs: at least 1")
+    args.threads = args.threads or max(1, os.cpu_count() // args.jobs)
+    args.out = args.out or (args.work if args.small else HERE) / results
+    args.page = args.page or (args.work if args.small else ROOT / "docs") / "ablation.md"
+    return args
 
 
 def study(args: argparse.Namespace) -> Study:
@@ -450,20 +512,31 @@ def study(args: argparse.Namespace) -> Study:
     return Study(Program(args.program.resolve(), args.threads), Store(args.work.resolve()), args.model.resolve())
 
 
-def run_rows(settings: list[Setting], held_out_frames: int, row) -> list[dict]:
-    """Calls `row(setting)` for each, with an estimate and the progress on standard error."""
-    print(f"{len(settings)} models, at most about {estimate(settings, held_out_frames) / 60:.0f} min", file=sys.stderr)
-    rows, start = [], time.monotonic()
-    for i, s in enumerate(settings):
-        before = time.monotonic()
-        rows.append(row(s))
-        left = estimate(settings[i + 1 :], held_out_frames)
-        print(
-            f"[{i + 1}/{len(settings)}] {s.bits} {s.method} seed {s.drive.seed}, {s.frame_count} frames: "
-            f"{time.monotonic() - before:.0f} s, {time.monotonic() - start:.0f} s in all, at most about {left / 60:.0f} min left",
-            file=sys.stderr,
-        )
-    return rows
+def run_rows(settings: list[Setting], held_out_frames: int, measure, keep, jobs: int) -> None:
+    """Calls `measure(index, setting)` for each, `jobs` at a time, and `keep(row)` with each answer, one after the other.
+
+    Estimate and progress go to standard error. A row that fails stops the study; what was kept stays.
+    """
+    start, left = time.monotonic(), dict(enumerate(settings))
+
+    def minutes() -> str:
+        return f"{estimate(list(left.values()), held_out_frames) / 60 / min(jobs, max(1, len(left))):.0f} min"
+
+    print(f"{len(settings)} models, about {minutes()}", file=sys.stderr)
+    with ThreadPoolExecutor(jobs) as pool:
+        running = {pool.submit(measure, i, s): i for i, s in enumerate(settings)}
+        try:
+            for future in as_completed(running):
+                keep(future.result())
+                s = left.pop(running[future])
+                print(
+                    f"[{len(settings) - len(left)}/{len(settings)}] {s.bits} {s.method} seed {s.drive.seed}, {s.frame_count} "
+                    f"frames; {time.monotonic() - start:.0f} s in all, about {minutes()} left",
+                    file=sys.stderr,
+                )
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def check_methods(settings: list[Setting]) -> None:

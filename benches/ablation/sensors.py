@@ -9,14 +9,11 @@ Frames: 4, 16, 64 and 256 calibration frames of one drive. The figures are those
 
 from __future__ import annotations
 
-import json
-
 import page
 from ablate import BITS, METHODS, difference, interval, seeds_mean
 from baselines import STEP_METHODS
 from harness import (
-    HELD_OUT, OUR_METHODS, ROOT, Bag, Drive, Setting, check_methods, common_arguments, run_rows, study,
-    write_atomically,
+    HELD_OUT, OUR_METHODS, Bag, Drive, Results, Setting, check_methods, common_arguments, parse, row_key, run_rows, study,
 )  # fmt: skip
 
 # Name: simulated sensor, standard deviation of its range in metres (None: its own).
@@ -94,11 +91,11 @@ def frames_table(rows: list[dict], counts: list[int]) -> str:
     return page.table(["bits", "calibrator", *(f"{n} frames" for n in counts)], body)
 
 
-def render(results: dict, args) -> None:
+def render(results: dict[str, list[dict]], args) -> None:
     """The marked part of the page, and the plots beside it."""
     plots = args.page.parent / "plots"
     parts = [
-        f"{results['held_out_frames']} held-out frames of each sensor; seeds {', '.join(map(str, args.seeds))}. Points of mean "
+        f"{args.held_out_frames} held-out frames of each sensor; seeds {', '.join(map(str, args.seeds))}. Points of mean "
         "AP against float on the same sensor, with the hull over the seeds of the 95 % bootstrap intervals, and F1 against "
         "float's boxes.",
     ]
@@ -138,43 +135,39 @@ def arguments():
     parser.add_argument("--frames", type=int, help="calibration frames of the transfer study; default 64")
     parser.add_argument("--frame-counts", nargs="+", type=int, help="multiples of 4; default 4 16 64 256")
     parser.add_argument("--held-out-frames", type=int, help="of each sensor; default 400")
-    args = parser.parse_args()
-    small = args.small
-    args.sensors = args.sensors or list(SENSORS)[:: 2 if small else 1]
-    args.seeds = args.seeds or ([11] if small else [11, 12, 13])
-    args.frames = args.frames or (12 if small else 64)
-    args.frame_counts = args.frame_counts or ([4, 8] if small else list(FRAME_COUNTS))
-    args.held_out_frames = args.held_out_frames or (16 if small else 400)
-    if any(n % 4 or n < 4 for n in (args.frames, *args.frame_counts)):
-        parser.error("numbers of calibration frames are multiples of 4")
-    args.out = args.out or args.work / "sensors.json"
-    args.page = args.page or (args.work if small else ROOT / "docs") / "ablation.md"
+    args = parse(parser, "sensors.json", {
+        "frames": (64, 12), "frame_counts": (list(FRAME_COUNTS), [4, 8]), "held_out_frames": (400, 16),
+    })  # fmt: skip
+    args.sensors = args.sensors or list(SENSORS)[:: 2 if args.small else 1]
+    args.seeds = args.seeds or ([11] if args.small else [11, 12, 13])
     return args
 
 
 def main() -> None:
     args = arguments()
     work = study(args)
+    results = Results(args.out, args.fresh)
     plans = {"transfer": transfer_settings(args), "frames": frame_settings(args)}
-    check_methods([s for p in plans.values() for s, _ in p])
-    results: dict = {"held_out_frames": args.held_out_frames, "transfer": [], "frames": []}
-    for name, settings in plans.items():
-        running = iter(settings)
+    about = {"held_out_frames": args.held_out_frames}
+    keys = {
+        name: [row_key(work, s, held_out=[sensor, HELD_OUT_SEED, args.held_out_frames]) for s, sensor in plan]
+        for name, plan in plans.items()
+    }
+    tasks = [(name, *task, key) for name in plans for task, key in zip(plans[name], keys[name]) if key not in results.rows]
+    check_methods([s for _, s, _, _ in tasks])
 
-        def next_row(s: Setting) -> dict:
-            sensor = next(running)[1]
-            held_out = Bag(work.bag(drive(sensor, args.held_out_frames, HELD_OUT_SEED)))
-            calibrated = next(k for k, v in SENSORS.items() if v == (s.drive.sensor, s.drive.noise))
-            row = {
-                "bits": s.bits, "method": s.method, "seed": s.drive.seed, "frames": s.frame_count,
-                "calibrated": calibrated, "running": sensor, "scores": work.score(work.model(s), held_out),
-            }  # fmt: skip
-            results[name].append(row)
-            write_atomically(args.out, json.dumps(results, indent=1))
-            return row
+    def measure(i: int, s: Setting) -> dict:
+        _, _, sensor, key = tasks[i]
+        held_out = Bag(work.bag(drive(sensor, args.held_out_frames, HELD_OUT_SEED)))
+        calibrated = next(k for k, v in SENSORS.items() if v == (s.drive.sensor, s.drive.noise))
+        return {
+            "bits": s.bits, "method": s.method, "seed": s.drive.seed, "frames": s.frame_count, "calibrated": calibrated,
+            "running": sensor, "key": key, "scores": work.score(work.model(s), held_out),
+        }  # fmt: skip
 
-        run_rows([s for s, _ in settings], args.held_out_frames, next_row)
-    render(results, args)
+    every = [key for found in keys.values() for key in found]
+    run_rows([s for _, s, _, _ in tasks], args.held_out_frames, measure, lambda r: results.keep(r, every, about), args.jobs)
+    render({name: results.of(found) for name, found in keys.items()}, args)
     print(f"wrote {args.out} and {args.page}")
 
 
