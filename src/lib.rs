@@ -18,7 +18,7 @@
 //! | [`detector`] | points and a model description | detections |
 //! | [`onnx`] | ONNX files | graphs that can be folded, rewritten and saved |
 //! | [`ptq`] | a float model and frames | an INT8 QDQ model and its report |
-//! | [`calibration`] | live frames | the bounded buffer that quantization reads |
+//! | [`calibration`] | live frames | the buffer that quantization reads, the store of its models |
 //! | [`eval`] | detections, truth | average precision, float/INT8 agreement |
 //! | [`sim`] | a seed | labelled LiDAR sweeps of road scenes |
 //! | [`render`] | points and boxes | bird's-eye-view pictures |

@@ -727,6 +727,7 @@ fn samples(count: usize) -> Vec<Result<Sample, std::io::Error>> {
             Ok(Sample {
                 stamp: Stamp(i as i64 * 100_000_000),
                 points: Points(points),
+                role: None,
             })
         })
         .collect()
@@ -1113,6 +1114,7 @@ fn bad_input_is_an_error_that_says_what_and_leaves_nothing() {
         Ok(Sample {
             stamp: Stamp(0),
             points: Points(vec![]),
+            role: None,
         })
     };
     let far = |i: usize| {
@@ -1123,6 +1125,7 @@ fn bad_input_is_an_error_that_says_what_and_leaves_nothing() {
         Ok(Sample {
             stamp: Stamp(i as i64),
             points: Points(vec![point]),
+            role: None,
         })
     };
     assert!(error(&float, samples(9), &out).contains("too few frames: 9"));

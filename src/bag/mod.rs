@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 pub use cdr::CdrError;
 pub use reader::{BagError, Messages, RawMessage, Reader, Topic};
-pub use writer::{WriteError, Writer};
+pub use writer::{Part, PartTopic, WriteError, Writer, write_metadata};
 
 /// A moment as ROS has it: nanoseconds since the epoch of the clock in use. Shown as
 /// `seconds.nanoseconds`.

@@ -1,6 +1,6 @@
 //! The ROS 2 messages that are read or written here, as plain structs with their CDR encoding.
 //!
-//! Field names and order are those of `sensor_msgs`, `geometry_msgs`, `tf2_msgs` and
+//! Field names and order are those of `std_msgs`, `sensor_msgs`, `geometry_msgs`, `tf2_msgs` and
 //! `vision_msgs` 4; units SI, frames as the header says.
 
 use super::Stamp;
@@ -98,6 +98,27 @@ impl Header {
         Ok(Header {
             stamp: Stamp::from_sec_nanosec(sec, nanosec),
             frame_id: input.string("header.frame_id")?,
+        })
+    }
+}
+
+/// `std_msgs/msg/String`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Text {
+    pub data: String,
+}
+
+impl Message for Text {
+    const TYPE: &'static str = "std_msgs/msg/String";
+    const SCHEMA: &'static str = "string data\n";
+
+    fn write(&self, out: &mut Encoder) {
+        out.string(&self.data);
+    }
+
+    fn read(input: &mut Decoder<'_>) -> Result<Self, CdrError> {
+        Ok(Text {
+            data: input.string("data")?,
         })
     }
 }

@@ -1,13 +1,14 @@
-//! Writes a rosbag2 folder: `metadata.yaml` and one MCAP file.
+//! Writes rosbag2 folders: `metadata.yaml` and MCAP files.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use mcap::records::MessageHeader;
 use serde_yaml::Value;
 
+use super::Stamp;
 use super::metadata::{
     Duration, FileInformation, Metadata, MetadataFile, QosProfile, StartingTime, TopicMetadata,
     TopicWithCount, VERSION,
@@ -82,10 +83,6 @@ impl Writer {
         let parent = match folder.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
-        };
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| WriteError::Io { path, source }
         };
         fs::create_dir_all(parent).map_err(io(parent))?;
         let mut builder = tempfile::Builder::new();
@@ -237,79 +234,55 @@ impl Writer {
     }
 
     /// Completes the bag and gives it its name.
-    pub fn finish(mut self) -> Result<(), WriteError> {
-        let mcap_path = self.temporary.path().join(&self.file_name);
-        self.mcap
-            .finish()
-            .map_err(|source| self.mcap_error(source))?;
-        let metadata = self.metadata().map_err(|source| self.yaml_error(source))?;
-        let text = serde_yaml::to_string(&metadata).map_err(|source| self.yaml_error(source))?;
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| WriteError::Io { path, source }
-        };
-        let file = self.mcap.into_inner();
-        let file = file
-            .into_inner()
-            .map_err(|error| io(&mcap_path)(error.into_error()))?;
-        file.sync_all().map_err(io(&mcap_path))?;
-        let yaml = self.temporary.path().join("metadata.yaml");
-        fs::write(&yaml, text).map_err(io(&yaml))?;
-        if self.folder.exists() {
-            return Err(WriteError::Exists(self.folder));
+    pub fn finish(self) -> Result<(), WriteError> {
+        let (part, folder, temporary) = self.complete()?;
+        write_metadata(temporary.path(), &[part])?;
+        if folder.exists() {
+            return Err(WriteError::Exists(folder));
         }
-        fs::rename(self.temporary.path(), &self.folder).map_err(io(&self.folder))?;
+        fs::rename(temporary.path(), &folder).map_err(io(&folder))?;
         // Nothing is left under the temporary name for the guard to remove.
-        let _ = self.temporary.keep();
+        let _ = temporary.keep();
         Ok(())
     }
 
-    fn metadata(&self) -> Result<MetadataFile, serde_yaml::Error> {
+    /// Completes the MCAP file alone, as `<name>.mcap` where the bag would have been the folder `<name>`: a part of a bag
+    /// that grows and shrinks by whole files, see [`write_metadata`]. A file of that name is replaced.
+    pub fn finish_part(self) -> Result<Part, WriteError> {
+        let (mut part, folder, temporary) = self.complete()?;
+        let path = folder.with_extension("mcap");
+        fs::rename(temporary.path().join(&part.file), &path).map_err(io(&path))?;
+        part.file = file_name(&path);
+        Ok(part)
+    }
+
+    /// Ends the MCAP file and waits until it is on the disk; also gives the bag's folder and the one it is made in.
+    fn complete(mut self) -> Result<(Part, PathBuf, tempfile::TempDir), WriteError> {
+        self.mcap
+            .finish()
+            .map_err(|source| self.mcap_error(source))?;
         let (start, end) = match self.count {
             0 => (0, 0),
             _ => (self.start, self.end),
         };
-        let starting_time = StartingTime {
-            nanoseconds_since_epoch: start,
-        };
-        let duration = Duration {
-            nanoseconds: end - start,
-        };
-        let topics = self.topics.iter().map(|(name, state)| {
-            Ok::<_, serde_yaml::Error>(TopicWithCount {
-                topic_metadata: TopicMetadata {
-                    name: name.clone(),
-                    type_name: state.type_name.clone(),
-                    serialization_format: "cdr".to_owned(),
-                    offered_qos_profiles: serde_yaml::to_value([QosProfile::reliable(
-                        state.latched,
-                    )])?,
-                    type_description_hash: state.type_hash.clone(),
-                },
-                message_count: state.count,
-            })
+        let topics = self.topics.into_iter().map(|(name, state)| PartTopic {
+            name,
+            type_name: state.type_name,
+            type_hash: state.type_hash,
+            latched: state.latched,
+            count: state.count,
         });
-        Ok(MetadataFile {
-            rosbag2_bagfile_information: Metadata {
-                version: VERSION,
-                storage_identifier: "mcap".to_owned(),
-                duration,
-                starting_time,
-                message_count: self.count,
-                topics_with_message_count: topics.collect::<Result<_, _>>()?,
-                compression_format: String::new(),
-                compression_mode: String::new(),
-                relative_file_paths: vec![self.file_name.clone()],
-                files: vec![FileInformation {
-                    path: self.file_name.clone(),
-                    starting_time,
-                    duration,
-                    message_count: self.count,
-                }],
-                custom_data: Value::Null,
-                ros_distro: "unknown".to_owned(),
-            },
-        })
+        let part = Part {
+            start: Stamp(start),
+            end: Stamp(end),
+            topics: topics.collect(),
+            file: self.file_name,
+        };
+        let path = self.temporary.path().join(&part.file);
+        let file = self.mcap.into_inner().into_inner();
+        let file = file.map_err(|error| io(&path)(error.into_error()))?;
+        file.sync_all().map_err(io(&path))?;
+        Ok((part, self.folder, self.temporary))
     }
 
     fn mcap_error(&self, source: mcap::McapError) -> WriteError {
@@ -321,4 +294,137 @@ impl Writer {
         let path = self.folder.join("metadata.yaml");
         WriteError::Yaml { path, source }
     }
+}
+
+/// An MCAP file of a bag.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Part {
+    /// Its name in the bag's folder.
+    pub file: String,
+    /// Log times of its first and last message.
+    pub start: Stamp,
+    pub end: Stamp,
+    pub topics: Vec<PartTopic>,
+}
+
+/// A topic in one file of a bag.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartTopic {
+    pub name: String,
+    /// As in `sensor_msgs/msg/PointCloud2`.
+    pub type_name: String,
+    /// REP-2011 type hash, empty where it is not known.
+    pub type_hash: String,
+    /// Whether late subscribers get the last message.
+    pub latched: bool,
+    pub count: u64,
+}
+
+impl PartTopic {
+    /// A topic with `count` messages of a type that is known here.
+    pub fn of<M: Message>(name: &str, count: u64) -> Self {
+        PartTopic {
+            name: name.to_owned(),
+            type_name: M::TYPE.to_owned(),
+            type_hash: M::TYPE_HASH.to_owned(),
+            latched: false,
+            count,
+        }
+    }
+}
+
+/// Writes the `metadata.yaml` of a folder whose MCAP files are these, in this order; in one step, so that a reader sees the
+/// old list or the new one.
+pub fn write_metadata(folder: &Path, parts: &[Part]) -> Result<(), WriteError> {
+    let path = folder.join("metadata.yaml");
+    let text = metadata(parts)
+        .and_then(|metadata| serde_yaml::to_string(&metadata))
+        .map_err(|source| WriteError::Yaml {
+            path: path.clone(),
+            source,
+        })?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.prefix(".").tempfile_in(folder).map_err(io(&path))?;
+    file.write_all(text.as_bytes()).map_err(io(&path))?;
+    file.persist(&path)
+        .map_err(|error| io(&path)(error.error))?;
+    Ok(())
+}
+
+fn metadata(parts: &[Part]) -> Result<MetadataFile, serde_yaml::Error> {
+    let count = |part: &Part| part.topics.iter().map(|t| t.count).sum::<u64>();
+    let times = |parts: &[&Part]| {
+        let start = parts.iter().map(|p| p.start.0).min().unwrap_or(0);
+        let end = parts.iter().map(|p| p.end.0).max().unwrap_or(0);
+        let starting_time = StartingTime {
+            nanoseconds_since_epoch: start,
+        };
+        let duration = Duration {
+            nanoseconds: end - start,
+        };
+        (starting_time, duration)
+    };
+    let filled: Vec<&Part> = parts.iter().filter(|part| count(part) > 0).collect();
+    let (starting_time, duration) = times(&filled);
+    let mut topics: BTreeMap<&str, PartTopic> = BTreeMap::new();
+    for topic in parts.iter().flat_map(|part| &part.topics) {
+        topics
+            .entry(&topic.name)
+            .and_modify(|known| known.count += topic.count)
+            .or_insert_with(|| topic.clone());
+    }
+    let topics = topics.into_values().map(|topic| {
+        Ok::<_, serde_yaml::Error>(TopicWithCount {
+            topic_metadata: TopicMetadata {
+                name: topic.name,
+                type_name: topic.type_name,
+                serialization_format: "cdr".to_owned(),
+                offered_qos_profiles: serde_yaml::to_value([QosProfile::reliable(topic.latched)])?,
+                type_description_hash: topic.type_hash,
+            },
+            message_count: topic.count,
+        })
+    });
+    Ok(MetadataFile {
+        rosbag2_bagfile_information: Metadata {
+            version: VERSION,
+            storage_identifier: "mcap".to_owned(),
+            duration,
+            starting_time,
+            message_count: parts.iter().map(count).sum(),
+            topics_with_message_count: topics.collect::<Result<_, _>>()?,
+            compression_format: String::new(),
+            compression_mode: String::new(),
+            relative_file_paths: parts.iter().map(|part| part.file.clone()).collect(),
+            files: parts
+                .iter()
+                .map(|part| {
+                    let (starting_time, duration) = times(&[part]);
+                    FileInformation {
+                        path: part.file.clone(),
+                        starting_time,
+                        duration,
+                        message_count: count(part),
+                    }
+                })
+                .collect(),
+            custom_data: Value::Null,
+            ros_distro: "unknown".to_owned(),
+        },
+    })
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> WriteError + use<> {
+    let path = path.to_owned();
+    move |source| WriteError::Io { path, source }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .map_or(String::new(), |name| name.to_string_lossy().into_owned())
 }

@@ -1,5 +1,9 @@
-//! What a calibration is made from: the frames that the running node saw.
+//! What a calibration is made from, and where its results stay: the frames that the running node saw, and the models.
 
-mod buffer;
+pub mod buffer;
+pub mod selection;
+pub mod store;
 
-pub use buffer::{BufferError, BufferPolicy, CalibrationBuffer, TOPIC, write};
+pub use buffer::{BufferError, CalibrationBuffer};
+pub use selection::Policy;
+pub use store::ModelStore;

@@ -1,13 +1,13 @@
 //! `centerpoint_ptq evaluate`: score a model against ground truth, or two models against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::columns::{number as cell, table};
 use super::detect::{RuntimeArgs, SensorPose, parse_pose};
 use crate::cloud::Points;
 use crate::cloud::frames::{Frames, InputOptions};
@@ -461,39 +461,6 @@ fn compare(
         difference,
         agreement,
     })
-}
-
-/// A number with three digits, or a dash.
-fn cell(value: Option<f64>) -> String {
-    value.map_or_else(|| "-".into(), |v| format!("{v:.3}"))
-}
-
-/// Columns of text: the first to the left, the others to the right.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| {
-        rows.iter()
-            .filter_map(|r| r.get(c))
-            .map(|s| s.chars().count())
-            .max()
-            .unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (c, entry) in row.iter().enumerate() {
-            let width = widths[c];
-            // Writing to a string cannot fail.
-            let _ = match c {
-                0 => write!(line, "{entry:<width$}"),
-                _ => write!(line, "  {entry:>width$}"),
-            };
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 fn strings<const N: usize>(entries: [&str; N]) -> Vec<String> {

@@ -1,10 +1,12 @@
 //! The `centerpoint_ptq` command line: one module per subcommand.
 
 pub mod bench;
+mod columns;
 pub mod detect;
 pub mod doctor;
 pub mod evaluate;
 pub mod inspect;
+pub mod models;
 #[cfg(feature = "ros2")]
 pub mod play;
 pub mod quantize;
@@ -42,6 +44,8 @@ enum Command {
     Inspect(inspect::Args),
     /// Measure a model's latency on this machine
     Bench(bench::Args),
+    /// List, compare, add, activate and remove the INT8 models that nodes keep
+    Models(models::Args),
     /// Check that this machine has what the tool and the node need
     Doctor(doctor::Args),
     /// Publish a bag to the ROS 2 graph at its own rate
@@ -60,6 +64,7 @@ pub fn main() -> anyhow::Result<()> {
         Command::Render(args) => render::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Models(args) => models::run(args),
         Command::Doctor(args) => doctor::run(args),
         #[cfg(feature = "ros2")]
         Command::Play(args) => play::run(args),

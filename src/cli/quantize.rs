@@ -15,8 +15,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::detect::{SensorPose, parse_pose};
-use crate::cloud::frames::{Frames, InputOptions};
+use crate::bag::Reader;
+use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
+use crate::cloud::frames::{FrameError, Frames, InputOptions};
 use crate::detector::ModelDescription;
+use crate::ptq::frames::{Role, Sample};
 use crate::ptq::progress::{Progress, Silent, Stage, Step};
 use crate::ptq::recipe::{Recipe, Target};
 use crate::ptq::report::Report;
@@ -118,6 +121,47 @@ fn is_cancelled(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<PtqError>(), Some(PtqError::Cancelled))
 }
 
+type Samples = Box<dyn Iterator<Item = Result<Sample, FrameError>>>;
+
+/// At most about `max` frames of a bag, spread over it.
+///
+/// In the bag of a node's calibration buffer, the frames that check the calibration have a topic of their own.
+fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, FrameError> {
+    let reader = Reader::open(bag)?;
+    let has = |name: &str| reader.topics().iter().any(|topic| topic.name == name);
+    let roles = [
+        (CALIBRATION_TOPIC, Role::Calibration),
+        (HELD_OUT_TOPIC, Role::HeldOut),
+    ];
+    if input.topic.is_some() || !roles.iter().any(|(topic, _)| has(topic)) {
+        let frames = Frames::open(bag, input)?;
+        // A bag that does not say how much it holds is read from its start.
+        let stride = frames.len_hint().map_or(1, |n| (n / max).max(1));
+        return Ok(Box::new(
+            frames.step_by(stride).map(|frame| frame.map(Sample::from)),
+        ));
+    }
+    let mut all: Samples = Box::new(std::iter::empty());
+    let of_role = |name: &str| roles.iter().any(|(topic, _)| *topic == name);
+    let topics = reader.topics().iter().filter(|t| of_role(&t.name));
+    let total: u64 = topics.filter_map(|t| t.count).sum();
+    let stride = (total as usize).div_ceil(max).max(1);
+    for (topic, role) in roles.into_iter().filter(|(topic, _)| has(topic)) {
+        let input = InputOptions {
+            topic: Some(topic.into()),
+            ..input.clone()
+        };
+        let frames = Frames::open(bag, &input)?.step_by(stride);
+        all = Box::new(all.chain(frames.map(move |frame| {
+            frame.map(|frame| Sample {
+                role: Some(role),
+                ..Sample::from(frame)
+            })
+        })));
+    }
+    Ok(all)
+}
+
 fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
     let mut recipe = match &args.recipe {
         Some(path) => Recipe::load(path)?,
@@ -137,13 +181,8 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         sweeps: model.points.sweeps,
         ..InputOptions::default()
     };
-    let frames = Frames::open(&args.bag, &input)
+    let frames = samples(&args.bag, &input, recipe.frames.max)
         .with_context(|| format!("cannot read clouds from {}", args.bag.display()))?;
-    // Spread over the bag. A bag that does not say how much it holds is read from its start.
-    let stride = frames
-        .len_hint()
-        .map_or(1, |n| (n / recipe.frames.max).max(1));
-    let frames = frames.step_by(stride);
     let out = &args.out;
     let mut bar;
     let mut lines;

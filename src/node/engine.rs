@@ -88,7 +88,15 @@ impl Engine {
 
     /// Loads a model from its description.
     pub fn load(model_yaml: &Path, options: &RuntimeOptions) -> Result<Self, LoadError> {
-        let description = ModelDescription::load(model_yaml)?;
+        Self::open(ModelDescription::load(model_yaml)?, model_yaml, options)
+    }
+
+    /// As [`Engine::load`], with the description as it is given; `model_yaml` says where it came from.
+    pub fn open(
+        description: ModelDescription,
+        model_yaml: &Path,
+        options: &RuntimeOptions,
+    ) -> Result<Self, LoadError> {
         let detector = Detector::load(&description, options)?;
         Ok(Self::new(
             ModelInfo {

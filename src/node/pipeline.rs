@@ -210,7 +210,7 @@ struct Shared {
     /// `None` once nobody is there to obey.
     commands: Mutex<Option<VecDeque<Command>>>,
     ledger: Mutex<Ledger>,
-    buffer: Arc<Mutex<CalibrationBuffer>>,
+    buffer: CalibrationBuffer,
     active: watch::Sender<Active>,
     stopping: AtomicBool,
 }
@@ -230,7 +230,7 @@ impl Pipeline {
     pub fn start(
         engine: Engine,
         mut assembler: FrameAssembler,
-        buffer: Arc<Mutex<CalibrationBuffer>>,
+        buffer: CalibrationBuffer,
         outputs: mpsc::Sender<Output>,
     ) -> std::io::Result<Self> {
         assembler.expect_tf();
@@ -358,9 +358,9 @@ impl Pipeline {
         }
     }
 
-    /// The newest frames of the calibration buffer and its state.
-    pub fn buffer(&self) -> MutexGuard<'_, CalibrationBuffer> {
-        lock(&self.shared.buffer)
+    /// The frames for a calibration.
+    pub fn buffer(&self) -> &CalibrationBuffer {
+        &self.shared.buffer
     }
 
     /// Whether both threads run. They end early only by a panic, which is a bug.
@@ -552,7 +552,9 @@ impl Shared {
         let processing_ms = assembled.assembly_ms + inference_ms;
         let model = engines.running().info.clone();
         self.account(&model, &inference, inference_ms, processing_ms);
-        lock(&self.buffer).offer(&assembled.frame);
+        let classes = model.classes.len();
+        self.buffer
+            .offer(&assembled.frame, &inference.detections, classes);
         Some(Output {
             header: assembled.header,
             objects: inference
@@ -717,7 +719,8 @@ pub(crate) mod tests {
     use super::*;
     use crate::bag::Stamp;
     use crate::bag::msg::{Transform, TransformStamped};
-    use crate::calibration::BufferPolicy;
+    use crate::calibration::Policy;
+    use crate::calibration::selection::Choice;
     use crate::cloud::frames::InputOptions;
     use crate::cloud::{self, Point};
     use crate::geometry::{Box3d, Detection};
@@ -752,11 +755,20 @@ pub(crate) mod tests {
         precision: Precision,
         script: impl FnMut(&Points) -> Detected + Send + 'static,
     ) -> Engine {
+        engine_of(id, precision, vec!["CAR".into(), "BUS".into()], script)
+    }
+
+    pub(crate) fn engine_of(
+        id: &str,
+        precision: Precision,
+        classes: Vec<String>,
+        script: impl FnMut(&Points) -> Detected + Send + 'static,
+    ) -> Engine {
         let info = ModelInfo {
             id: id.into(),
             precision,
             path: id.into(),
-            classes: vec!["CAR".into(), "BUS".into()],
+            classes,
             bytes: 1,
         };
         Engine::new(info, Box::new(Scripted(script)))
@@ -796,9 +808,20 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn start(engine: Engine) -> (Pipeline, mpsc::Receiver<Output>) {
-        let policy = BufferPolicy {
-            max_frames: 4,
+        // In a folder that goes at once: whoever wants the frames on the disk names one.
+        let folder = tempfile::tempdir().unwrap();
+        start_with(engine, folder.path())
+    }
+
+    pub(crate) fn start_with(
+        engine: Engine,
+        folder: &std::path::Path,
+    ) -> (Pipeline, mpsc::Receiver<Output>) {
+        let policy = Policy {
+            choice: Choice::Newest,
+            max_frames: 16,
             min_period_s: 0.0,
+            ..Default::default()
         };
         let options = InputOptions {
             model_frame: Some(MODEL_FRAME.into()),
@@ -808,7 +831,7 @@ pub(crate) mod tests {
         let pipeline = Pipeline::start(
             engine,
             FrameAssembler::new(options),
-            Arc::new(Mutex::new(CalibrationBuffer::new(policy))),
+            CalibrationBuffer::open(folder, policy).unwrap(),
             sender,
         )
         .unwrap();
@@ -846,10 +869,13 @@ pub(crate) mod tests {
             assert_eq!(output.points, 3);
             assert_eq!(output.class_name(output.objects[0].class), "BUS");
             assert_eq!(output.objects[0].pose.translation.x, 7.0);
+            pipeline.buffer().settle();
         }
         let counters = settled(&pipeline).await;
         assert_eq!((counters.received, counters.published), (20, 20));
-        assert_eq!(pipeline.buffer().len(), 4);
+        let fill = pipeline.buffer().fill();
+        // All at one moment: none can be held out, which the fourth run of four would be.
+        assert_eq!((fill.calibration, fill.held_out), (12, 0));
     }
 
     #[tokio::test]
@@ -992,7 +1018,7 @@ pub(crate) mod tests {
             pipeline.push_transforms(arm_at(ms, x), false);
             assert_eq!(next(&mut outputs).await.header.frame_id, "arm");
             settled(&pipeline).await;
-            let newest = pipeline.buffer().snapshot().pop().unwrap();
+            let newest = pipeline.buffer().recent().remove(0);
             assert_eq!(f64::from(newest.points.0[0].x), x);
         }
         assert_eq!(settled(&pipeline).await.dropped_total(), 0);

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::calibration::selection::Choice;
+use crate::calibration::store::Limits;
+use crate::calibration::{ModelStore, Policy};
 use crate::detector::Provider;
 
 /// A parameter value as ROS types it.
@@ -58,6 +61,9 @@ pub enum Reliability {
 pub struct Settings {
     pub model_path: String,
     pub model_store: String,
+    pub store_max_models: usize,
+    pub store_max_mb: usize,
+    pub store_resume: bool,
     pub recipe_path: String,
     pub target: String,
     pub input_reliability: Reliability,
@@ -69,6 +75,10 @@ pub struct Settings {
     pub calibration_max_frames: usize,
     pub calibration_min_frames: usize,
     pub calibration_min_period_s: f64,
+    pub calibration_choice: Choice,
+    pub calibration_per_place: usize,
+    pub calibration_max_mb: usize,
+    pub calibration_max_age_s: f64,
     pub calibration_buffer_path: String,
     pub calibration_threads: usize,
     pub calibration_nice: i32,
@@ -81,6 +91,9 @@ impl Default for Settings {
         Self {
             model_path: String::new(),
             model_store: String::new(),
+            store_max_models: 20,
+            store_max_mb: 1000,
+            store_resume: true,
             recipe_path: String::new(),
             target: "cpu".into(),
             input_reliability: Reliability::BestEffort,
@@ -92,6 +105,10 @@ impl Default for Settings {
             calibration_max_frames: 64,
             calibration_min_frames: 16,
             calibration_min_period_s: 0.5,
+            calibration_choice: Choice::Diverse,
+            calibration_per_place: 4,
+            calibration_max_mb: 1000,
+            calibration_max_age_s: 0.0,
             calibration_buffer_path: String::new(),
             calibration_threads: 1,
             calibration_nice: 10,
@@ -132,6 +149,27 @@ pub const SPECS: &[Spec] = &[
         live: false,
         get: |s| Value::Text(s.model_store.clone()),
         set: |s, v| put(&mut s.model_store, text(v)),
+    },
+    Spec {
+        name: "store.max_models",
+        description: "Models the store holds at the most; the oldest that no node needs leaves first",
+        live: false,
+        get: |s| Value::Integer(s.store_max_models as i64),
+        set: |s, v| put(&mut s.store_max_models, count(v, 2, 100_000)),
+    },
+    Spec {
+        name: "store.max_mb",
+        description: "Size of the store at the most, megabytes",
+        live: false,
+        get: |s| Value::Integer(s.store_max_mb as i64),
+        set: |s, v| put(&mut s.store_max_mb, count(v, 1, 10_000_000)),
+    },
+    Spec {
+        name: "store.resume",
+        description: "Whether to start with the INT8 model that ran last",
+        live: false,
+        get: |s| Value::Bool(s.store_resume),
+        set: |s, v| put(&mut s.store_resume, flag(v)),
     },
     Spec {
         name: "recipe_path",
@@ -207,7 +245,7 @@ pub const SPECS: &[Spec] = &[
         description: "Frames the calibration buffer holds at the most",
         live: true,
         get: |s| Value::Integer(s.calibration_max_frames as i64),
-        set: |s, v| put(&mut s.calibration_max_frames, count(v, 1, 10_000)),
+        set: |s, v| put(&mut s.calibration_max_frames, count(v, 4, 10_000)),
     },
     Spec {
         name: "calibration.min_frames",
@@ -224,8 +262,36 @@ pub const SPECS: &[Spec] = &[
         set: |s, v| put(&mut s.calibration_min_period_s, number(v, 0.0, 3600.0)),
     },
     Spec {
+        name: "calibration.choice",
+        description: "Which frames stay where more come than fit: diverse, newest or random",
+        live: true,
+        get: |s| Value::Text(s.calibration_choice.to_string()),
+        set: |s, v| put(&mut s.calibration_choice, choice(v)),
+    },
+    Spec {
+        name: "calibration.per_place",
+        description: "Frames of one place (2 m) at the most, where the choice is diverse",
+        live: true,
+        get: |s| Value::Integer(s.calibration_per_place as i64),
+        set: |s, v| put(&mut s.calibration_per_place, count(v, 1, 10_000)),
+    },
+    Spec {
+        name: "calibration.max_mb",
+        description: "Size of the buffer at the most, megabytes",
+        live: true,
+        get: |s| Value::Integer(s.calibration_max_mb as i64),
+        set: |s, v| put(&mut s.calibration_max_mb, count(v, 1, 10_000_000)),
+    },
+    Spec {
+        name: "calibration.max_age_s",
+        description: "Seconds after which a frame leaves the buffer, by the clouds' stamps; 0: never",
+        live: true,
+        get: |s| Value::Double(s.calibration_max_age_s),
+        set: |s, v| put(&mut s.calibration_max_age_s, number(v, 0.0, 1e9)),
+    },
+    Spec {
         name: "calibration.buffer_path",
-        description: "Folder the buffer is written to as a rosbag2; empty: below ROS_HOME",
+        description: "Folder of the buffer, a rosbag2 that survives restarts; empty: below ROS_HOME",
         live: false,
         get: |s| Value::Text(s.calibration_buffer_path.clone()),
         set: |s, v| put(&mut s.calibration_buffer_path, text(v)),
@@ -329,6 +395,27 @@ impl Settings {
         or_below(&self.model_store, ros_home, "models")
     }
 
+    /// The store that the node keeps its models in.
+    pub fn model_store(&self, ros_home: &Path) -> ModelStore {
+        let limits = Limits {
+            models: self.store_max_models,
+            bytes: self.store_max_mb as u64 * 1_000_000,
+        };
+        ModelStore::new(self.store_folder(ros_home), limits)
+    }
+
+    /// Which frames the calibration buffer keeps.
+    pub fn buffer_policy(&self) -> Policy {
+        Policy {
+            choice: self.calibration_choice,
+            max_frames: self.calibration_max_frames,
+            max_bytes: self.calibration_max_mb as u64 * 1_000_000,
+            min_period_s: self.calibration_min_period_s,
+            per_place: self.calibration_per_place,
+            max_age_s: self.calibration_max_age_s,
+        }
+    }
+
     /// Where the calibration buffer is written; when the parameter is empty, below `ros_home`, in
     /// a folder of the node's own.
     pub fn buffer_folder(&self, ros_home: &Path, node: &str) -> PathBuf {
@@ -336,6 +423,14 @@ impl Settings {
         let name = format!("calibration_buffer/{own}");
         or_below(&self.calibration_buffer_path, ros_home, &name)
     }
+}
+
+/// `ROS_HOME`, as ROS has it.
+pub fn ros_home() -> PathBuf {
+    std::env::var_os("ROS_HOME")
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ros")))
+        .unwrap_or_else(|| PathBuf::from(".ros"))
 }
 
 fn or_below(given: &str, ros_home: &Path, name: &str) -> PathBuf {
@@ -440,6 +535,10 @@ fn reliability(value: &Value) -> Result<Reliability, Refused> {
             "'{other}' is neither best_effort nor reliable"
         ))),
     }
+}
+
+fn choice(value: &Value) -> Result<Choice, Refused> {
+    text(value)?.parse().map_err(Refused::Value)
 }
 
 fn provider(value: &Value) -> Result<Provider, Refused> {

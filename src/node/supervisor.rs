@@ -1,14 +1,15 @@
 //! The calibration from request to swap, and what there is to say about it.
 //!
 //! ```text
-//! calibrate ─► write the buffer ─► quantize (own process) ─► verdict ─► load, warm up ─► swap
+//! calibrate ─► write the buffer ─► quantize (own process) ─► store ─► load, warm up ─► swap
 //!                                                               └► refused: the report is kept
+//! start ─► the model that ran last, from the store, if it is whole and fits ─► load ─► swap
 //! ```
 //!
 //! One calibration at a time. Detection goes on all the while, and whatever fails leaves the
-//! running engine as it was.
+//! running engine as it was. The store remembers what runs, so that the next start finds it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,27 +20,24 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::calibrator::{self, Job, JobError, Progress, Verdict};
-use super::engine::{Engine, EngineError, LoadError};
+use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Pipeline, SwapError};
 use super::settings::Settings;
-use crate::calibration::{self, BufferError};
-use crate::cloud::frames::Frame;
-use crate::detector::{Precision, RuntimeOptions};
-
-/// Frames that a new engine runs on before it takes over.
-const WARM_UP_FRAMES: usize = 3;
+use crate::calibration::store::{Pick, StoreError, Version, float_files};
+use crate::calibration::{BufferError, ModelStore};
+use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 
 /// Files and settings a calibration needs.
 #[derive(Debug, Clone)]
 pub struct Paths {
     /// The `centerpoint_ptq` executable.
     pub executable: PathBuf,
-    /// Description of the model that the node was started with.
+    /// The model that the node was started with, and the file that describes it.
+    pub base: ModelDescription,
     pub model: PathBuf,
-    /// Name of that model, for the folders in the store.
-    pub name: String,
-    pub store: PathBuf,
-    pub buffer: PathBuf,
+    pub store: ModelStore,
+    /// The node's name, under which the store remembers what it runs.
+    pub node: String,
 }
 
 /// How the last calibration ended.
@@ -82,11 +80,24 @@ pub struct Calibrating {
     pub pid: Option<u32>,
 }
 
+/// What the node found in the store when it started.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct Start {
+    /// The stored model that it started with.
+    pub model: Option<String>,
+    /// Why it did not start with the one that ran last.
+    pub problems: Vec<String>,
+}
+
 /// What the node does besides detecting.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Work {
     pub calibrating: Option<Calibrating>,
     pub last: Option<Last>,
+    /// Absent until the store was looked at.
+    pub start: Option<Start>,
+    /// What the store could not keep, since the last time that it could.
+    pub store_problem: Option<String>,
 }
 
 /// The latched status: one flat JSON object.
@@ -107,6 +118,8 @@ pub struct Status {
     pub int8_model_id: Option<String>,
     /// Why the node left INT8 by itself.
     pub fallback: Option<String>,
+    pub start: Option<Start>,
+    pub store_problem: Option<String>,
     pub last: Option<Last>,
 }
 
@@ -126,6 +139,8 @@ impl Status {
             precision: active.model.precision,
             int8_model_id: active.int8.as_ref().map(|model| model.id.clone()),
             fallback: active.fallback.clone(),
+            start: work.start.clone(),
+            store_problem: work.store_problem.clone(),
             last: work.last.clone(),
         }
     }
@@ -144,13 +159,16 @@ pub enum Refusal {
     #[error("no calibration is running")]
     NotRunning,
     #[error(
-        "the buffer holds {have} frames and a calibration needs {need} (calibration.min_frames); \
-         one is taken every {period} s at the most"
+        "the buffer holds {have} frames, {held_out} of them to check with, and a calibration needs {need} \
+         (calibration.min_frames), a quarter of them to check with; one is taken every {period} s at the most, and few of \
+         one place (calibration.choice){}", and_problem(.problem)
     )]
     TooFewFrames {
         have: usize,
+        held_out: usize,
         need: usize,
         period: f64,
+        problem: Option<String>,
     },
     #[error(
         "the node runs the INT8 model '{id}' it was started with; only a float model can be quantized"
@@ -160,6 +178,15 @@ pub enum Refusal {
     Stopping,
     #[error(transparent)]
     Swap(#[from] SwapError),
+    #[error("the stored INT8 model cannot run: {0}")]
+    Stored(String),
+}
+
+fn and_problem(problem: &Option<String>) -> String {
+    match problem {
+        Some(problem) => format!("; {problem}"),
+        None => String::new(),
+    }
 }
 
 /// Why a calibration ended without a new engine. Never reaches the caller, who has gone by then,
@@ -169,15 +196,11 @@ enum Failure {
     #[error("cancelled")]
     Cancelled,
     #[error(transparent)]
-    Buffer(BufferError),
+    Buffer(#[from] BufferError),
     #[error(transparent)]
     Job(JobError),
-    #[error("cannot {what} {}: {source}", .path.display())]
-    Store {
-        what: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    #[error("the model store: {0}")]
+    Store(#[from] StoreError),
     #[error("the new model does not load: {0}")]
     Load(#[from] LoadError),
     #[error("the new model does not run: {0}")]
@@ -186,15 +209,6 @@ enum Failure {
     Swap(#[from] SwapError),
     #[error("a task of the calibration ended by a panic: {0}")]
     Panic(#[from] tokio::task::JoinError),
-}
-
-impl From<BufferError> for Failure {
-    fn from(error: BufferError) -> Self {
-        match error {
-            BufferError::Cancelled => Failure::Cancelled,
-            error => Failure::Buffer(error),
-        }
-    }
 }
 
 impl From<JobError> for Failure {
@@ -226,6 +240,8 @@ pub struct Supervisor {
     paths: Paths,
     work: watch::Sender<Work>,
     running: Mutex<Option<Running>>,
+    /// Held while the engine is exchanged and the store told, so that both end in the same order.
+    exchange: tokio::sync::Mutex<()>,
     stopping: AtomicBool,
 }
 
@@ -236,7 +252,13 @@ impl Supervisor {
         runtime: RuntimeOptions,
         paths: Paths,
     ) -> Arc<Self> {
-        remove_leftovers(&paths.store);
+        match paths.store.clean() {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::info!("removed {count} unfinished models of nodes that were killed")
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
         Arc::new(Self {
             pipeline,
             settings,
@@ -244,6 +266,7 @@ impl Supervisor {
             paths,
             work: watch::Sender::new(Work::default()),
             running: Mutex::default(),
+            exchange: tokio::sync::Mutex::default(),
             stopping: AtomicBool::new(false),
         })
     }
@@ -280,15 +303,18 @@ impl Supervisor {
             });
         }
         let settings = lock(&self.settings).clone();
-        let frames = self.pipeline.buffer().snapshot();
-        if frames.len() < settings.calibration_min_frames {
+        let fill = self.pipeline.buffer().fill();
+        let count = fill.frames();
+        let need = settings.calibration_min_frames;
+        if count < need || fill.held_out < need / 4 {
             return Err(Refusal::TooFewFrames {
-                have: frames.len(),
-                need: settings.calibration_min_frames,
+                have: count,
+                held_out: fill.held_out,
+                need,
                 period: settings.calibration_min_period_s,
+                problem: fill.problem,
             });
         }
-        let count = frames.len();
         let (cancel, cancelled) = watch::channel(false);
         self.report(|now| {
             *now = Calibrating {
@@ -300,7 +326,7 @@ impl Supervisor {
                 pid: None,
             };
         });
-        let task = tokio::spawn(self.clone().calibration(settings, frames, cancelled));
+        let task = tokio::spawn(self.clone().calibration(settings, count, cancelled));
         *running = Some(Running { cancel, task });
         Ok(count)
     }
@@ -316,9 +342,129 @@ impl Supervisor {
         }
     }
 
-    /// Goes to the float model, or back to the last good INT8 one.
+    /// Goes to the float model, or back to the last good INT8 one, from the store if need be.
     pub async fn select(&self, precision: Precision) -> Result<Active, Refusal> {
-        Ok(self.pipeline.select(precision).await?)
+        let _turn = self.exchange.lock().await;
+        let selected = self.pipeline.select(precision).await;
+        let active = match selected {
+            Err(missing @ SwapError::Missing(Precision::Int8, _)) => {
+                match self.stored_int8().await.map_err(Refusal::Stored)? {
+                    Some(version) => self
+                        .install_stored(&version)
+                        .await
+                        .map_err(|failure| Refusal::Stored(failure.to_string()))?,
+                    None => return Err(missing.into()),
+                }
+            }
+            selected => selected?,
+        };
+        self.remember(&active.model);
+        Ok(active)
+    }
+
+    /// Makes the model that ran last the running one, if the store has it, it is whole, and it fits.
+    ///
+    /// What speaks against it is said in the status; the float model runs then.
+    pub async fn resume(&self) {
+        let _turn = self.exchange.lock().await;
+        let picked = self.ask_store(|store, node, float| store.pick(node, float));
+        let mut start = Start::default();
+        match picked.await {
+            Ok(pick) => {
+                start.problems = said(&pick);
+                if let Some(version) = &pick.version {
+                    match self.install_stored(version).await {
+                        Ok(active) => {
+                            tracing::info!("INT8 model {} runs, as before", version.id);
+                            self.remember(&active.model);
+                            start.model = Some(version.id.clone());
+                        }
+                        Err(failure) => start.problems.push(format!("{}: {failure}", version.id)),
+                    }
+                }
+            }
+            Err(problem) => start.problems.push(problem),
+        }
+        if !start.problems.is_empty() {
+            let what = start.model.as_deref().unwrap_or("the float model");
+            let problems = start.problems.join("; ");
+            tracing::warn!("the model that ran last cannot run, {what} does: {problems}");
+        }
+        self.work.send_modify(|work| work.start = Some(start));
+    }
+
+    /// Tells the store of models that the pipeline gives up by itself, as long as it lives.
+    pub async fn watch_fallbacks(self: Arc<Self>) {
+        let mut active = self.pipeline.active();
+        let mut int8 = active.borrow_and_update().int8.clone();
+        while active.changed().await.is_ok() {
+            let now = active.borrow_and_update().clone();
+            if let (Some(reason), Some(model), None) = (&now.fallback, &int8, &now.int8)
+                && let Some(id) = self.paths.store.id_of(&model.path)
+            {
+                let done = self.paths.store.give_up(&self.paths.node, &id, reason);
+                self.note_store(done.map(drop));
+            }
+            int8 = now.int8;
+        }
+    }
+
+    /// Asks the store something on a thread that may wait.
+    async fn ask_store<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&ModelStore, &str, &[crate::ptq::report::FileRecord]) -> Result<T, StoreError>
+        + Send
+        + 'static,
+    ) -> Result<T, String> {
+        let Paths {
+            store, node, base, ..
+        } = self.paths.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let float = float_files(&base)?;
+            read(&store, &node, &float)
+        });
+        match task.await {
+            Ok(read) => read.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic.to_string()),
+        }
+    }
+
+    /// The stored INT8 model that ran last, whether the node ran float since or not.
+    async fn stored_int8(&self) -> Result<Option<Version>, String> {
+        let found = self
+            .ask_store(|store, node, float| Ok(store.last_good(&store.selection(node)?, float)));
+        let pick = found.await?;
+        match (&pick.version, said(&pick)) {
+            (None, problems) if !problems.is_empty() => Err(problems.join("; ")),
+            _ => Ok(pick.version),
+        }
+    }
+
+    async fn install_stored(&self, version: &Version) -> Result<Active, Failure> {
+        let engine = self.load(version.description()).await?;
+        Ok(self.pipeline.install(engine).await?)
+    }
+
+    /// Notes in the store what runs, for the next start. A store that cannot be written stops nothing.
+    fn remember(&self, model: &ModelInfo) {
+        let Paths { store, node, .. } = &self.paths;
+        let done = match (store.id_of(&model.path), model.precision) {
+            (Some(id), Precision::Int8) => store.run(node, &id),
+            (_, Precision::Float) => store.run_float(node),
+            // Started with an INT8 model that is not the store's.
+            (None, Precision::Int8) => return,
+        };
+        self.note_store(done.map(drop));
+    }
+
+    fn note_store(&self, done: Result<(), StoreError>) {
+        let problem = done.err().map(|error| error.to_string());
+        if let Some(problem) = &problem {
+            tracing::warn!("the next start will not know what runs now: {problem}");
+        }
+        self.work.send_if_modified(|work| {
+            std::mem::replace(&mut work.store_problem, problem.clone()) != problem
+        });
     }
 
     /// Ends what runs, kills the child, and takes no more requests.
@@ -360,13 +506,12 @@ impl Supervisor {
     async fn calibration(
         self: Arc<Self>,
         settings: Settings,
-        frames: Vec<Arc<Frame>>,
+        count: usize,
         cancel: watch::Receiver<bool>,
     ) {
         let begin = Instant::now();
-        let count = frames.len();
         tracing::info!("calibration from {count} frames starts");
-        let result = self.attempt(&settings, frames, cancel).await;
+        let result = self.attempt(&settings, cancel).await;
         let seconds = begin.elapsed().as_secs_f64();
         let last = match result {
             Ok(finished) => Last {
@@ -405,11 +550,13 @@ impl Supervisor {
     async fn attempt(
         &self,
         settings: &Settings,
-        frames: Vec<Arc<Frame>>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Finished, Failure> {
-        let incoming = Incoming::new(&self.paths.store)?;
-        let bag = self.write_buffer(frames.clone(), cancel.clone()).await?;
+        let store = self.paths.store.clone();
+        let incoming = tokio::task::spawn_blocking(move || store.incoming()).await??;
+        let pipeline = self.pipeline.clone();
+        let snapshot = tokio::task::spawn_blocking(move || pipeline.buffer().snapshot());
+        let bag = snapshot.await??.bag;
         self.stage("start");
         let job = Job {
             executable: self.paths.executable.clone(),
@@ -425,50 +572,29 @@ impl Supervisor {
         if *cancel.borrow() {
             return Err(Failure::Cancelled);
         }
+        self.stage("store");
+        let Paths { store, node, .. } = self.paths.clone();
+        let made = job.out.clone();
+        let add = move || store.add(&made, Some(&node));
+        let version = tokio::task::spawn_blocking(add).await??;
+        let finished = |outcome| Finished {
+            outcome,
+            reasons: verdict.reasons.clone(),
+            model: version.description(),
+        };
         if !verdict.accepted {
-            let folder = incoming.keep(&job.out, &format!("{}-int8-refused", self.paths.name))?;
-            return Ok(Finished {
-                outcome: Outcome::Refused,
-                reasons: verdict.reasons,
-                model: folder.join("model.yaml"),
-            });
+            return Ok(finished(Outcome::Refused));
         }
-        let folder = incoming.keep(&job.out, &format!("{}-int8", self.paths.name))?;
-        let model = folder.join("model.yaml");
         self.stage("load");
-        let engine = self.load(model.clone(), frames).await?;
+        let engine = self.load(version.description()).await?;
         if *cancel.borrow() {
             return Err(Failure::Cancelled);
         }
         self.stage("swap");
-        self.pipeline.install(engine).await?;
-        Ok(Finished {
-            outcome: Outcome::Swapped,
-            reasons: verdict.reasons,
-            model,
-        })
-    }
-
-    async fn write_buffer(
-        &self,
-        frames: Vec<Arc<Frame>>,
-        mut cancel: watch::Receiver<bool>,
-    ) -> Result<PathBuf, Failure> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let folder = self.paths.buffer.clone();
-        let mut writing = tokio::task::spawn_blocking({
-            let stop = stop.clone();
-            move || calibration::write(&frames, &folder, &stop)
-        });
-        tokio::select! {
-            written = &mut writing => return Ok(written??),
-            cancelled = cancel.wait_for(|cancelled| *cancelled) => {
-                if cancelled.is_ok() {
-                    stop.store(true, Ordering::Relaxed);
-                }
-            }
-        }
-        Ok(writing.await??)
+        let _turn = self.exchange.lock().await;
+        let active = self.pipeline.install(engine).await?;
+        self.remember(&active.model);
+        Ok(finished(Outcome::Swapped))
     }
 
     async fn quantize(&self, job: &Job, cancel: watch::Receiver<bool>) -> Result<Verdict, Failure> {
@@ -486,12 +612,17 @@ impl Supervisor {
         Ok(verdict?)
     }
 
-    /// Loads the new engine and runs it on frames it will see again, away from the live threads.
-    async fn load(&self, model: PathBuf, frames: Vec<Arc<Frame>>) -> Result<Engine, Failure> {
+    /// Loads an engine and runs it on the last frames, away from the live threads.
+    async fn load(&self, model: PathBuf) -> Result<Engine, Failure> {
+        let frames = self.pipeline.buffer().recent();
         let options = self.runtime.clone();
+        let base = self.paths.base.clone();
         tokio::task::spawn_blocking(move || {
-            let mut engine = Engine::load(&model, &options)?;
-            for frame in frames.iter().rev().take(WARM_UP_FRAMES) {
+            let mut description = ModelDescription::load(&model).map_err(LoadError::from)?;
+            // Thresholds are the node's, also those that were changed since the model was made.
+            description.post = base.post;
+            let mut engine = Engine::open(description, &model, &options)?;
+            for frame in &frames {
                 engine.detect(&frame.points)?;
             }
             Ok(engine)
@@ -504,137 +635,47 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Prefix of the folders that models are made in; the node's process id follows.
-const INCOMING: &str = ".incoming-";
-
-/// A folder of the store that a model is made in; removed with this value.
-struct Incoming {
-    store: PathBuf,
-    folder: tempfile::TempDir,
-}
-
-impl Incoming {
-    fn new(store: &Path) -> Result<Self, Failure> {
-        let folder = std::fs::create_dir_all(store)
-            .and_then(|()| {
-                let prefix = format!("{INCOMING}{}-", std::process::id());
-                tempfile::Builder::new().prefix(&prefix).tempdir_in(store)
-            })
-            .map_err(|source| Failure::Store {
-                what: "make a folder in the model store",
-                path: store.to_owned(),
-                source,
-            })?;
-        Ok(Self {
-            store: store.to_owned(),
-            folder,
-        })
-    }
-
-    fn path(&self) -> &Path {
-        self.folder.path()
-    }
-
-    /// Moves a finished model into the store, under the first free number of `name`.
-    fn keep(&self, made: &Path, name: &str) -> Result<PathBuf, Failure> {
-        let mut number = 1;
-        loop {
-            let kept = self.store.join(format!("{name}-{number:04}"));
-            // Making the folder claims the name; renaming replaces an empty folder in one step.
-            let moved = match std::fs::create_dir(&kept) {
-                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                    number += 1;
-                    continue;
-                }
-                Err(error) => Err(error),
-                Ok(()) => std::fs::rename(made, &kept),
-            };
-            return match moved {
-                Ok(()) => Ok(kept),
-                Err(source) => Err(Failure::Store {
-                    what: "move the new model to",
-                    path: kept,
-                    source,
-                }),
-            };
-        }
-    }
-}
-
-/// Removes what nodes that were killed left in the store. Nodes may share one.
-fn remove_leftovers(store: &Path) {
-    let Ok(entries) = std::fs::read_dir(store) else {
-        return; // No store yet.
-    };
-    for entry in entries.flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name
-            .strip_prefix(INCOMING)
-            .and_then(|n| n.split('-').next());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists())
-            && let Err(error) = std::fs::remove_dir_all(entry.path())
-        {
-            tracing::warn!("cannot remove {}: {error}", entry.path().display());
-        }
-    }
+/// What spoke against the models that were not picked.
+fn said(pick: &Pick) -> Vec<String> {
+    let skipped = pick.skipped.iter();
+    skipped
+        .map(|(id, unfit)| format!("{id}: {unfit}"))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn models_get_numbers_of_their_own_and_half_made_ones_go() {
-        let store = tempfile::tempdir().unwrap();
-        for expected in ["demo-int8-0001", "demo-int8-0002"] {
-            let incoming = Incoming::new(store.path()).unwrap();
-            let made = incoming.path().join("model");
-            std::fs::create_dir(&made).unwrap();
-            std::fs::write(made.join("model.yaml"), "x").unwrap();
-            let kept = incoming.keep(&made, "demo-int8").unwrap();
-            assert_eq!(kept, store.path().join(expected));
-            assert!(kept.join("model.yaml").is_file());
-        }
-        let under_way = Incoming::new(store.path()).unwrap();
-        // No process has this id: the largest that Linux gives is 2^22.
-        let orphan = store.path().join(format!("{INCOMING}99999999-x"));
-        std::fs::create_dir(orphan).unwrap();
-        remove_leftovers(store.path());
-        assert!(under_way.path().is_dir());
-        drop(under_way);
-        let mut left: Vec<_> = std::fs::read_dir(store.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        left.sort();
-        assert_eq!(left, ["demo-int8-0001", "demo-int8-0002"]);
-    }
+    use crate::calibration::store::Limits;
+    use std::path::Path;
 
     /// A supervisor over a float engine that detects nothing, with a shell script as the
     /// quantization, after `frames` clouds.
     async fn supervisor(folder: &Path, frames: i64, script: &str) -> Arc<Supervisor> {
-        use crate::node::pipeline::tests::{engine, start, test_cloud};
+        use crate::node::pipeline::tests::{engine, start_with, test_cloud};
         use std::os::unix::fs::PermissionsExt;
 
         let executable = folder.join("quantizer");
         std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&executable, PermissionsExt::from_mode(0o755)).unwrap();
         let float = engine("float", Precision::Float, |_| Ok(Vec::new()));
-        let (pipeline, mut outputs) = start(float);
+        let (pipeline, mut outputs) = start_with(float, &folder.join("buffer"));
         for stamp in 1..=frames {
             pipeline.push_cloud(test_cloud(stamp, "base_link", 2));
             outputs.recv().await.unwrap();
+            pipeline.buffer().settle();
         }
         let settings = Settings {
             calibration_min_frames: 3,
             ..Default::default()
         };
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/model.yaml");
         let paths = Paths {
             executable,
-            model: "model.yaml".into(),
-            name: "demo".into(),
-            store: folder.join("store"),
-            buffer: folder.join("buffer"),
+            base: ModelDescription::load(&model).unwrap(),
+            model,
+            store: ModelStore::new(folder.join("store"), Limits::NONE),
+            node: "/centerpoint".into(),
         };
         let settings = Arc::new(Mutex::new(settings));
         Supervisor::new(
@@ -655,10 +696,17 @@ mod tests {
     /// What the child was given after `--out`.
     const OUT: &str = "while [ $# -gt 0 ]; do [ \"$1\" = --out ] && out=$2; shift; done\n";
 
-    fn done(accepted: bool, reason: &str) -> String {
+    /// A quantization that writes a report and a description that is none.
+    fn done(folder: &Path, accepted: bool, reason: &str) -> String {
+        let mut report = crate::ptq::report::tests::sample();
+        report.model = "demo".into();
+        report.check.verdict.accepted = accepted;
+        let file = folder.join("made.json");
+        std::fs::write(&file, serde_json::to_string(&report).unwrap()).unwrap();
         format!(
-            "{OUT}mkdir $out; echo x >$out/model.yaml; echo '{{\"event\":\"done\",\"out\":\"o\",\
-             \"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"{reason}\"]}}}}'"
+            "{OUT}mkdir $out; echo x >$out/model.yaml; cp '{}' $out/report.json; echo '{{\"event\":\"done\",\
+             \"out\":\"o\",\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"{reason}\"]}}}}'",
+            file.display()
         )
     }
 
@@ -698,32 +746,30 @@ mod tests {
         assert_eq!(finished(&supervisor).await.outcome, Outcome::Cancelled);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
         assert_eq!(supervisor.cancel(), Err(Refusal::NotRunning));
-        assert_eq!(
-            std::fs::read_dir(folder.path().join("store"))
-                .unwrap()
-                .count(),
-            0
-        );
+        let left = std::fs::read_dir(folder.path().join("store/incoming"));
+        assert_eq!(left.unwrap().count(), 0);
     }
 
     #[tokio::test]
     async fn a_refused_model_is_kept_with_its_report_and_float_goes_on() {
         let folder = tempfile::tempdir().unwrap();
-        let supervisor = supervisor(folder.path(), 4, &done(false, "lost cars")).await;
+        let script = done(folder.path(), false, "lost cars");
+        let supervisor = supervisor(folder.path(), 4, &script).await;
         supervisor.calibrate().unwrap();
         let last = finished(&supervisor).await;
         assert_eq!(last.outcome, Outcome::Refused);
         assert_eq!(last.reasons, ["lost cars"]);
-        let kept = folder.path().join("store/demo-int8-refused-0001");
-        assert_eq!(last.model.unwrap(), kept.join("model.yaml"));
-        assert!(kept.join("model.yaml").is_file());
+        let kept = &supervisor.paths.store.list().unwrap().versions[0];
+        assert_eq!(last.model.unwrap(), kept.description());
+        assert_eq!(last.report.unwrap(), kept.report());
+        assert!(!kept.accepted && kept.description().is_file());
         assert_eq!(supervisor.status().precision, Precision::Float);
     }
 
     #[tokio::test]
     async fn a_model_that_does_not_load_leaves_float_running_and_says_why() {
         let folder = tempfile::tempdir().unwrap();
-        let supervisor = supervisor(folder.path(), 4, &done(true, "")).await;
+        let supervisor = supervisor(folder.path(), 4, &done(folder.path(), true, "")).await;
         supervisor.calibrate().unwrap();
         let last = finished(&supervisor).await;
         assert_eq!(last.outcome, Outcome::Failed);
@@ -760,5 +806,119 @@ mod tests {
         supervisor.shut_down(Duration::from_secs(10)).await;
         assert!(begin.elapsed() < Duration::from_secs(5));
         assert_eq!(supervisor.calibrate(), Err(Refusal::Stopping));
+    }
+
+    /// Puts the demo model, called INT8, into a supervisor's store.
+    fn stored(supervisor: &Supervisor) -> Version {
+        let Paths { store, base, .. } = &supervisor.paths;
+        let incoming = store.incoming().unwrap();
+        let made = incoming.path().join("model");
+        std::fs::create_dir(&made).unwrap();
+        for file in [base.encoder_path(), base.backbone_path()] {
+            std::fs::copy(&file, made.join(file.file_name().unwrap())).unwrap();
+        }
+        let mut description = base.clone();
+        description.precision = Precision::Int8;
+        description.post.score_thresholds = vec![0.9; description.classes.len()];
+        description.save(&made.join("model.yaml")).unwrap();
+        let mut report = crate::ptq::report::tests::sample();
+        report.model = "demo".into();
+        report.float_files = float_files(base).unwrap();
+        report.check.verdict.accepted = true;
+        report.reduced_range = true;
+        let text = serde_json::to_string(&report).unwrap();
+        std::fs::write(made.join("report.json"), text).unwrap();
+        store.add(&made, None).unwrap()
+    }
+
+    /// A supervisor whose float engine has the demo model's classes.
+    async fn demo(folder: &Path) -> Arc<Supervisor> {
+        use crate::node::pipeline::tests::{engine_of, start};
+        let mut demo = supervisor(folder, 0, "exit 1").await;
+        let classes = demo.paths.base.classes.clone();
+        let float = engine_of("float", Precision::Float, classes, |_| Ok(Vec::new()));
+        Arc::get_mut(&mut demo).unwrap().pipeline = Arc::new(start(float).0);
+        demo
+    }
+
+    #[tokio::test]
+    async fn a_node_starts_with_the_model_that_ran_last_unless_float_did() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = demo(folder.path()).await;
+        let version = stored(&first);
+        first.resume().await;
+        // Nobody chose it yet.
+        assert_eq!(first.status().precision, Precision::Float);
+        first.paths.store.run("/centerpoint", &version.id).unwrap();
+
+        let second = demo(folder.path()).await;
+        second.resume().await;
+        let status = second.status();
+        assert_eq!(status.precision, Precision::Int8);
+        assert_eq!(status.start.unwrap().model, Some(version.id.clone()));
+        second.select(Precision::Float).await.unwrap();
+
+        let third = demo(folder.path()).await;
+        third.resume().await;
+        assert_eq!(third.status().precision, Precision::Float);
+        // It is not loaded, but there.
+        third.select(Precision::Int8).await.unwrap();
+        assert_eq!(third.status().model_path, version.description());
+        let selection = third.paths.store.selection("/centerpoint").unwrap();
+        assert_eq!(selection.runs, Some(version.id));
+    }
+
+    #[tokio::test]
+    async fn a_damaged_model_leaves_float_running_and_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = demo(folder.path()).await;
+        let version = stored(&node);
+        node.paths.store.run("/centerpoint", &version.id).unwrap();
+        let file = version.folder.join(&node.paths.base.backbone.file);
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[1000] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+
+        node.resume().await;
+        let status = node.status();
+        assert_eq!(status.precision, Precision::Float);
+        let problem = &status.start.unwrap().problems[0];
+        assert!(
+            problem.contains(&version.id) && problem.contains("pts_backbone"),
+            "{problem}"
+        );
+        let refusal = node.select(Precision::Int8).await.unwrap_err();
+        assert!(refusal.to_string().contains("pts_backbone"), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_model_that_fails_while_it_runs_is_not_started_again() {
+        use crate::node::pipeline::tests::{engine_of, test_cloud};
+        let folder = tempfile::tempdir().unwrap();
+        let node = demo(folder.path()).await;
+        let version = stored(&node);
+        node.paths.store.run("/centerpoint", &version.id).unwrap();
+        let watcher = tokio::spawn(node.clone().watch_fallbacks());
+        let classes = node.paths.base.classes.clone();
+        let mut failing = engine_of("bad", Precision::Int8, classes, |_| Err("broken".into()));
+        let mut info = (*failing.info).clone();
+        info.path = version.description();
+        failing.info = Arc::new(info);
+        node.pipeline.install(failing).await.unwrap();
+        node.pipeline.push_cloud(test_cloud(1, "base_link", 2));
+        let store = &node.paths.store;
+        let given_up = async {
+            loop {
+                let selection = store.selection("/centerpoint").unwrap();
+                if let Some(reason) = selection.given_up.get(&version.id) {
+                    return (reason.clone(), selection.runs);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let limit = Duration::from_secs(20);
+        let (reason, runs) = tokio::time::timeout(limit, given_up).await.unwrap();
+        assert!(reason.contains("broken") && runs.is_none(), "{reason}");
+        watcher.abort();
     }
 }

@@ -17,6 +17,8 @@ use crate::cloud::{Point, Points};
 pub struct Sample {
     pub stamp: Stamp,
     pub points: Points,
+    /// What it is for, where that was decided when it was taken; else the recipe decides.
+    pub role: Option<Role>,
 }
 
 impl From<crate::cloud::frames::Frame> for Sample {
@@ -24,6 +26,7 @@ impl From<crate::cloud::frames::Frame> for Sample {
         Sample {
             stamp: frame.stamp,
             points: frame.points,
+            role: None,
         }
     }
 }
@@ -141,6 +144,7 @@ impl Spool {
                 Sample {
                     stamp,
                     points: Points(points),
+                    role: Some(role),
                 },
             )?;
             index += 1;
@@ -162,6 +166,10 @@ mod tests {
     fn frames_come_back_as_they_went_in_by_role() {
         let folder = tempfile::tempdir().unwrap();
         let mut spool = Spool::new(folder.path()).unwrap();
+        let role_of = |n: usize| match n % 3 {
+            2 => Role::HeldOut,
+            _ => Role::Calibration,
+        };
         let sample = |n: usize| Sample {
             stamp: Stamp(n as i64 * 1_000_000_000),
             points: Points(
@@ -176,14 +184,10 @@ mod tests {
                     })
                     .collect(),
             ),
+            role: Some(role_of(n)),
         };
         for n in 0..9 {
-            let role = if n % 3 == 2 {
-                Role::HeldOut
-            } else {
-                Role::Calibration
-            };
-            spool.push(&sample(n), role).unwrap();
+            spool.push(&sample(n), role_of(n)).unwrap();
         }
         assert_eq!(
             (spool.count(Role::Calibration), spool.count(Role::HeldOut)),

@@ -684,11 +684,11 @@ where
             continue;
         }
         let used = spool.records().len();
-        let role = if settings.held_out(used) {
-            Role::HeldOut
-        } else {
-            Role::Calibration
+        let by_recipe = match settings.held_out(used) {
+            true => Role::HeldOut,
+            false => Role::Calibration,
         };
+        let role = sample.role.unwrap_or(by_recipe);
         spool.push(&sample, role)?;
         let part = (used + 1) as f64 / settings.max as f64;
         progress.update(
@@ -938,17 +938,10 @@ fn write_description(
 }
 
 fn file_record(path: &Path) -> Result<report::FileRecord, PtqError> {
-    let bytes = std::fs::read(path).map_err(|source| PtqError::Io {
+    report::FileRecord::of(path).map_err(|source| PtqError::Io {
         action: "read",
         path: path.to_owned(),
         source,
-    })?;
-    Ok(report::FileRecord {
-        file: path
-            .file_name()
-            .map_or(String::new(), |n| n.to_string_lossy().into_owned()),
-        bytes: bytes.len() as u64,
-        sha256: hex(&Sha256::digest(&bytes)),
     })
 }
 

@@ -58,6 +58,8 @@ class Live:
                 "calibration.max_frames": FRAMES,
                 "calibration.min_frames": FRAMES,
                 "calibration.min_period_s": 0.1,
+                # These clouds are all of one place.
+                "calibration.choice": "newest",
                 "calibration.threads": 2,
                 "calibration.nice": 0,
             }
@@ -76,6 +78,11 @@ class Live:
             f"{count} buffered frames",
             self.node,
         )
+
+    def models(self) -> list[str]:
+        """The models in the store, where nothing else may be left."""
+        assert not list((self.store / "incoming").glob("*")), "nothing half-made"
+        return sorted(p.name for p in (self.store / "models").glob("*"))
 
     def calibrate(self):
         reply = self.observer.call("calibrate")
@@ -139,7 +146,7 @@ def test_calibration_from_traffic_swaps_to_int8_while_clouds_flow(ros, eager_mod
     assert model.is_file() and model.is_relative_to(live.store)
     assert yaml.safe_load(model.read_text())["precision"] == "int8"
     assert json.loads(Path(last["report"]).read_text())
-    assert [p.name for p in live.store.iterdir()] == [model.parent.name], "nothing half-made"
+    assert live.models() == [model.parent.name]
 
     # The status told how it went.
     stages = [s["stage"] for _, s in observer.seen.statuses if s["stage"]]
@@ -215,7 +222,7 @@ def test_a_calibration_can_be_cancelled_and_started_again(ros, eager_model, reci
         assert live.observer.call("cancel_calibration").success
         assert live.finish()["outcome"] == "cancelled"
         wait_gone(pid)
-        assert not list(live.store.iterdir())
+        assert not live.models()
     live.wait_more_detections()
 
 
@@ -227,7 +234,7 @@ def test_a_killed_quantization_leaves_the_node_running_and_is_reported(ros, eage
     last = live.finish()
     assert last["outcome"] == "failed"
     assert "signal 9" in last["reasons"][0]
-    assert not list(live.store.iterdir())
+    assert not live.models()
     live.wait_more_detections()
     assert live.observer.status["precision"] == "float"
     live.calibrate()
@@ -254,23 +261,81 @@ def test_a_signal_during_a_calibration_ends_node_and_child(ros, eager_model, rec
     assert code == 0, live.node.output
     assert seconds < 2.0
     wait_gone(pid)
-    assert not list(live.store.iterdir())
+    assert not live.models()
 
 
-def test_the_written_buffer_is_a_bag_of_what_the_network_saw(ros, eager_model, recipe):
+def test_the_buffer_is_a_bag_of_what_the_network_saw_and_survives_the_node(ros, eager_model, recipe):
     from mcap.reader import make_reader
 
     live = Live(ros, eager_model, recipe(**LENIENT))
+    live.driver.pause()
+    live.observer.wait_settled(live.node)
+    bag = ros.folder / "buffer" / "frames"
+    files = sorted(bag.glob("*.mcap"))
+    listed = yaml.safe_load((bag / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    assert sorted(listed["relative_file_paths"]) == [f.name for f in files]
+    messages = []
+    for file in files:
+        with file.open("rb") as stream:
+            messages += [(c.topic, m) for _, c, m in make_reader(stream).iter_messages()]
+    clouds = [(topic, m) for topic, m in messages if topic.endswith("/pointcloud")]
+    assert len(files) == len(clouds) == FRAMES
+    assert {m.log_time for _, m in clouds} <= set(live.driver.sent)
+    held_out = {m.log_time for topic, m in clouds if topic == "/centerpoint/held_out/pointcloud"}
+    calibration = {m.log_time for topic, m in clouds if topic == "/centerpoint/calibration/pointcloud"}
+    assert (len(calibration), len(held_out)) == (12, 4)
+    assert min(abs(a - b) for a in calibration for b in held_out) >= 2_000_000_000
+    assert all(b"time_lag" in m.data[:400] for _, m in clouds)
+
+    # Not even the end of a killed node loses them; a frame that breaks costs itself only.
+    os.kill(live.node.process.pid, signal.SIGKILL)
+    live.node.process.wait()
+    files[3].write_bytes(files[3].read_bytes()[:500])
+    node = ros.node(eager_model, {"calibration.choice": "newest", "calibration.max_frames": FRAMES})
+    live.observer.wait_for(
+        lambda: live.observer.values("calibration").get("buffer_frames") == str(FRAMES - 1),
+        20.0,
+        "the buffer of the node before",
+        node,
+    )
+
+
+def test_a_node_starts_with_the_model_that_ran_last(ros, eager_model, recipe):
+    live = Live(ros, eager_model, recipe(**LENIENT))
     live.calibrate()
-    live.wait_child()
-    live.observer.call("cancel_calibration")
-    live.finish()
-    (bag,) = (ros.folder / "buffer").iterdir()
-    (file,) = bag.glob("*.mcap")
-    with file.open("rb") as stream:
-        messages = [(c.topic, m) for _, c, m in make_reader(stream).iter_messages()]
-    assert len(messages) == FRAMES
-    stamps = [m.log_time for _, m in messages]
-    assert stamps == sorted(set(stamps)) and set(stamps) <= set(live.driver.sent)
-    assert {topic for topic, _ in messages} == {"/centerpoint/calibration/pointcloud"}
-    assert all(b"time_lag" in m.data[:400] for _, m in messages)
+    last = live.finish()
+    assert last["outcome"] == "swapped", last
+    (model,) = live.models()
+    os.kill(live.node.process.pid, signal.SIGKILL)
+    live.node.process.wait()
+
+    def restarted():
+        statuses = live.observer.seen.statuses
+        before = len(statuses)
+        node = ros.node(eager_model, {"calibration.choice": "newest"})
+        told = lambda: next((s for _, s in statuses[before:] if s["start"]), None)  # noqa: E731
+        return node, live.observer.wait_for(told, 20.0, "start", node)
+
+    node, status = restarted()
+    assert status["start"] == {"model": model, "problems": []}
+    assert status["precision"] == "int8" and model in status["model_path"]
+    # Rolled back, it stays so.
+    assert live.observer.call("use_float").success
+    assert node.end()[0] == 0
+    node, status = restarted()
+    assert status["precision"] == "float" and not status["start"]["problems"]
+    assert live.observer.call("use_int8").success
+    assert node.end()[0] == 0
+
+    # A damaged model is not run, and everybody is told.
+    backbone = next((live.store / "models" / model).glob("*backbone*.onnx"))
+    data = bytearray(backbone.read_bytes())
+    data[len(data) // 2] ^= 1
+    backbone.write_bytes(data)
+    node, status = restarted()
+    assert status["precision"] == "float"
+    assert model in status["start"]["problems"][0] and backbone.name in status["start"]["problems"][0]
+    live.observer.wait_for(
+        lambda: model in live.observer.values("calibration").get("message", ""), 5.0, "a warning in diagnostics"
+    )
+    assert live.observer.values("calibration")["level"] == 1

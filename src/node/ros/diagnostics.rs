@@ -2,6 +2,7 @@
 
 use r2r::diagnostic_msgs::msg::{DiagnosticArray, DiagnosticStatus, KeyValue};
 
+use crate::calibration::buffer::Fill;
 use crate::node::latency::Summary;
 use crate::node::pipeline::{Active, Counters, Drop, Statistics};
 use crate::node::settings::Settings;
@@ -82,12 +83,12 @@ impl Diagnostics {
         active: &Active,
         work: &Work,
         settings: &Settings,
-        buffered: usize,
+        fill: &Fill,
     ) -> DiagnosticArray {
         let tasks = [
             ("input", self.input(statistics)),
             ("detection", self.detection(statistics, active, settings)),
-            ("calibration", calibration(active, work, settings, buffered)),
+            ("calibration", calibration(active, work, settings, fill)),
         ];
         self.before = statistics.counters.clone();
         DiagnosticArray {
@@ -183,7 +184,7 @@ impl Diagnostics {
     }
 }
 
-fn calibration(active: &Active, work: &Work, settings: &Settings, buffered: usize) -> Task {
+fn calibration(active: &Active, work: &Work, settings: &Settings, fill: &Fill) -> Task {
     let mut task = Task::new("idle");
     if let Some(now) = &work.calibrating {
         task.message = format!("calibrating: {} {:.0} %", now.stage, now.fraction * 100.0);
@@ -201,14 +202,38 @@ fn calibration(active: &Active, work: &Work, settings: &Settings, buffered: usiz
             Outcome::Failed => task.warn(format!("last calibration failed: {reasons}")),
         }
     }
+    if let Some(problem) = &fill.problem {
+        task.warn(format!("calibration buffer: {problem}"));
+    }
+    if let Some(start) = &work.start
+        && !start.problems.is_empty()
+    {
+        task.warn(format!(
+            "the model that ran before the start cannot run: {}",
+            start.problems.join("; ")
+        ));
+    }
+    if let Some(problem) = &work.store_problem {
+        task.warn(format!("model store: {problem}"));
+    }
     let state = match &work.calibrating {
         Some(_) => "calibrating",
         None => "idle",
     };
     task.value("state", state);
-    task.value("buffer_frames", buffered);
+    task.value("buffer_frames", fill.frames());
+    task.value("buffer_held_out_frames", fill.held_out);
     task.value("buffer_max_frames", settings.calibration_max_frames);
     task.value("buffer_min_frames", settings.calibration_min_frames);
+    task.value("buffer_mb", format!("{:.1}", fill.bytes as f64 / 1e6));
+    task.value("buffer_frames_offered", fill.offered);
+    task.value("buffer_frames_taken", fill.taken);
+    if let Some(diversity) = fill.diversity {
+        task.value("buffer_diversity", format!("{diversity:.3}"));
+    }
+    for (class, count) in active.model.classes.iter().zip(&fill.objects) {
+        task.value(format!("buffer_objects_{class}"), count);
+    }
     if let Some(int8) = &active.int8 {
         task.value("int8_model_id", &int8.id);
     }

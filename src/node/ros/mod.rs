@@ -30,11 +30,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use super::engine::LoadError;
-use super::settings::{Reliability, Settings, SettingsError};
+use super::settings::{Reliability, Settings, SettingsError, ros_home};
 use super::supervisor::{Paths, Refusal, Status};
 use super::{Engine, Output, Pipeline, Supervisor};
 use crate::bag::Stamp;
-use crate::calibration::{BufferPolicy, CalibrationBuffer};
+use crate::calibration::CalibrationBuffer;
 use crate::cloud::frames::{FrameAssembler, InputOptions};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 use diagnostics::Diagnostics;
@@ -161,12 +161,20 @@ pub fn run() -> Result<(), NodeError> {
     let name = node.fully_qualified_name().unwrap_or_default();
     let paths = Paths {
         executable: beside("centerpoint_ptq")?,
+        base: description,
         model: model_file,
-        name: description.name.clone(),
-        store: settings.store_folder(&ros_home),
-        buffer: settings.buffer_folder(&ros_home, &name),
+        store: settings.model_store(&ros_home),
+        node: name.clone(),
     };
-    let buffer = Arc::new(Mutex::new(CalibrationBuffer::new(policy(&settings))));
+    let resume = settings.store_resume;
+    let buffer = CalibrationBuffer::open(
+        &settings.buffer_folder(&ros_home, &name),
+        settings.buffer_policy(),
+    )
+    .map_err(|source| NodeError::Start {
+        what: "the calibration buffer",
+        source,
+    })?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -230,11 +238,16 @@ pub fn run() -> Result<(), NodeError> {
         )),
         tokio::spawn(publish_rosout(rosout, clock, publishers.rosout.clone())),
         tokio::spawn(services.serve(supervisor.clone())),
+        tokio::spawn(supervisor.clone().watch_fallbacks()),
     ];
     let spinner = Spinner::start(node).map_err(|source| NodeError::Start {
         what: "the ROS thread",
         source,
     })?;
+    if resume {
+        let supervisor = supervisor.clone();
+        tokio::spawn(async move { supervisor.resume().await });
+    }
     tracing::info!("ready, waiting for clouds");
 
     let ended = runtime.block_on(until_end(&pipeline, &spinner, &node_tasks));
@@ -253,14 +266,6 @@ pub fn run() -> Result<(), NodeError> {
     ended
 }
 
-/// `ROS_HOME`, as ROS has it.
-fn ros_home() -> PathBuf {
-    std::env::var_os("ROS_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ros")))
-        .unwrap_or_else(|| PathBuf::from(".ros"))
-}
-
 /// A program that is installed beside this one.
 fn beside(program: &str) -> Result<PathBuf, NodeError> {
     std::env::current_exe()
@@ -269,13 +274,6 @@ fn beside(program: &str) -> Result<PathBuf, NodeError> {
             what: "the search for centerpoint_ptq",
             source,
         })
-}
-
-fn policy(settings: &Settings) -> BufferPolicy {
-    BufferPolicy {
-        max_frames: settings.calibration_max_frames,
-        min_period_s: settings.calibration_min_period_s,
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -507,18 +505,15 @@ async fn publish_diagnostics(
     loop {
         second.tick().await;
         let settings = lock(&settings).clone();
-        let buffered = {
-            let mut buffer = pipeline.buffer();
-            // Parameters may have changed.
-            buffer.set_policy(policy(&settings));
-            buffer.len()
-        };
+        // Parameters may have changed.
+        pipeline.buffer().set_policy(settings.buffer_policy());
+        let fill = pipeline.buffer().fill();
         let mut report = diagnostics.report(
             &pipeline.statistics(),
             &active.borrow(),
             &work.borrow(),
             &settings,
-            buffered,
+            &fill,
         );
         if let Some(now) = now_on(&clock) {
             report.header.stamp = messages::time(now);

@@ -901,7 +901,7 @@ fn duration(seconds: f64) -> String {
 }
 
 /// Date and time in UTC.
-fn date(seconds: u64) -> String {
+pub(crate) fn date(seconds: u64) -> String {
     // The last second of the year 9999, beyond which there is no such format.
     const LAST: u64 = 253_402_300_799;
     let time = UNIX_EPOCH + Duration::from_secs(seconds.min(LAST));

@@ -3,15 +3,16 @@
 mod html;
 mod svg;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::check::Checked;
-use super::frames::FrameRecord;
+use super::frames::{FrameRecord, hex};
 use super::plan::{Changes, FloatLayer};
 use super::quantizer::Quantizer;
 use super::ranges::Extremes;
@@ -19,6 +20,8 @@ use super::recipe::{Recipe, Target};
 use super::reconstruct::Outcome;
 use super::reconstruct::sensitivity::{Promoted, Promotion, Sensitivity};
 use crate::eval::AgreementCell;
+
+pub(crate) use html::date;
 
 /// The `format` that this version writes and reads.
 pub const FORMAT: u32 = 1;
@@ -85,9 +88,24 @@ pub struct Tool {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct FileRecord {
+    /// Its name, without the folder.
     pub file: String,
     pub bytes: u64,
     pub sha256: String,
+}
+
+impl FileRecord {
+    /// Of a file as it is now.
+    pub fn of(path: &Path) -> std::io::Result<Self> {
+        let bytes = std::fs::read(path)?;
+        Ok(Self {
+            file: path
+                .file_name()
+                .map_or(String::new(), |n| n.to_string_lossy().into_owned()),
+            bytes: bytes.len() as u64,
+            sha256: hex(&Sha256::digest(&bytes)),
+        })
+    }
 }
 
 /// Frames used.

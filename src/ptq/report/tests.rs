@@ -55,7 +55,7 @@ fn layer(name: &str, error: f64) -> LayerReport {
 }
 
 /// A report with a class that neither model saw, and hostile text wherever text comes from a file.
-fn sample() -> Report {
+pub(crate) fn sample() -> Report {
     let found = |shift: f32| {
         let detection = |i: u8| Detection {
             bbox: Box3d {

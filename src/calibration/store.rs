@@ -1,0 +1,1006 @@
+//! The models that were made: a folder each, named by its content, and which of them each node runs.
+//!
+//! ```text
+//! store/
+//!   models/<name>-<digits>/   model.yaml, ONNX files, report, and version.json, which lists and hashes the rest
+//!   active/<node>.json        what a node runs, what it ran before, and what it gave up
+//!   incoming/<random>/        models being made
+//!   lock                      held by whoever changes the store
+//! ```
+//!
+//! A reader needs no lock: a model appears by one rename and is never changed, `active` files are replaced by one
+//! rename, and files are on the disk before their names are. So the store can be read after a kill or a power cut at any
+//! moment, and what a killed process left in `incoming` is removed by the next one. Several nodes may share a store.
+//!
+//! Nothing here looks at the clock: versions are ordered by a number that grows.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use thiserror::Error;
+
+use crate::detector::ModelDescription;
+use crate::ptq::frames::hex;
+use crate::ptq::recipe::{self, Target, has_exact_u8s8};
+use crate::ptq::report::{FileRecord, Report, ReportError};
+
+/// The `format` of `version.json` and of `active` files.
+const FORMAT: u32 = 1;
+const VERSION_FILE: &str = "version.json";
+const MODELS: &str = "models";
+const ACTIVE: &str = "active";
+const INCOMING: &str = "incoming";
+const LOCK: &str = "lock";
+/// Digits of the content's hash in a version's name.
+const DIGITS: usize = 12;
+/// Models that a node ran before, kept in its selection.
+const REMEMBERED: usize = 8;
+/// Changes take milliseconds; who waits longer than this waits for something that hangs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much a store may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub models: usize,
+    pub bytes: u64,
+}
+
+impl Limits {
+    pub const NONE: Self = Self {
+        models: usize::MAX,
+        bytes: u64::MAX,
+    };
+}
+
+/// Why the store did not do what it was asked to.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    #[error("cannot {action} {}: {source}", .path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    #[error("{} is held by another process for more than {} s", .path.display(), PATIENCE.as_secs())]
+    Busy { path: PathBuf },
+    #[error("{} is damaged: {reason}", .path.display())]
+    Damaged { path: PathBuf, reason: String },
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    #[error("the store {} has no model '{wanted}'; it has {}", .store.display(), list(.there))]
+    NoSuch {
+        store: PathBuf,
+        wanted: String,
+        there: Vec<String>,
+    },
+    #[error("'{wanted}' stands for several models: {}", list(.there))]
+    Ambiguous { wanted: String, there: Vec<String> },
+    #[error("{id} is what {} runs; change that first", list(.nodes))]
+    InUse { id: String, nodes: Vec<String> },
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "none".into(),
+        names => names.join(", "),
+    }
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| StoreError::Io {
+        action,
+        path,
+        source,
+    }
+}
+
+/// A model of the store: `version.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Version {
+    pub format: u32,
+    /// Name of the float model and first digits of the hash of [`Version::files`] without the reports.
+    pub id: String,
+    /// Grows with every model that a store gets.
+    pub number: u64,
+    /// Seconds since the epoch, by the clock of the machine that made it.
+    pub created: u64,
+    /// The node whose traffic it was made from, where a node had it made.
+    pub node: Option<String>,
+    pub target: Target,
+    /// Name and schema version of the recipe.
+    pub recipe: String,
+    pub recipe_format: u32,
+    /// The ONNX files it was made from.
+    pub float_files: Vec<FileRecord>,
+    /// Whether its sums are right only on a CPU that multiplies 8-bit integers without saturating.
+    pub needs_exact_products: bool,
+    pub calibration_frames: usize,
+    pub held_out_frames: usize,
+    /// What the gate said.
+    pub accepted: bool,
+    pub reasons: Vec<String>,
+    /// F1 of its boxes against float's on the held-out frames.
+    pub f1: Option<f64>,
+    /// Median time of the float backbone by that of this one, where it was made.
+    pub speedup: Option<f64>,
+    /// All files of the folder but this record.
+    pub files: Vec<FileRecord>,
+    /// Where it lies.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+impl Version {
+    /// Reads the record of a model folder; its other files are not looked at, see [`Version::verify`].
+    fn read(folder: &Path) -> Result<Self, StoreError> {
+        let path = folder.join(VERSION_FILE);
+        let damaged = |reason: String| StoreError::Damaged {
+            path: folder.to_owned(),
+            reason,
+        };
+        let text = fs::read_to_string(&path)
+            .map_err(|error| damaged(format!("{VERSION_FILE} cannot be read: {error}")))?;
+        let mut version: Self = serde_json::from_str(&text)
+            .map_err(|error| damaged(format!("{VERSION_FILE}: {error}")))?;
+        if version.format != FORMAT {
+            let found = version.format;
+            return Err(damaged(format!(
+                "{VERSION_FILE} has format {found}; this version reads {FORMAT}"
+            )));
+        }
+        if folder.file_name().is_none_or(|n| *n != *version.id) {
+            return Err(damaged(format!("{VERSION_FILE} is that of {}", version.id)));
+        }
+        folder.clone_into(&mut version.folder);
+        Ok(version)
+    }
+
+    pub fn description(&self) -> PathBuf {
+        self.folder.join("model.yaml")
+    }
+
+    /// Where its report lies.
+    pub fn report(&self) -> PathBuf {
+        self.folder.join(crate::ptq::report::JSON_FILE)
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Reads every file and compares it with the record.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        for expected in &self.files {
+            let damaged = |reason| StoreError::Damaged {
+                path: self.folder.clone(),
+                reason,
+            };
+            let found = FileRecord::of(&self.folder.join(&expected.file))
+                .map_err(|error| damaged(format!("{}: {error}", expected.file)))?;
+            if found != *expected {
+                return Err(damaged(format!(
+                    "{} has {} bytes of SHA-256 {}..., it was stored with {} of {}...",
+                    expected.file,
+                    found.bytes,
+                    &found.sha256[..DIGITS],
+                    expected.bytes,
+                    expected.sha256.get(..DIGITS).unwrap_or_default()
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The ONNX files of a float model, to tell whether a version was made from it.
+pub fn float_files(model: &ModelDescription) -> Result<Vec<FileRecord>, StoreError> {
+    [model.encoder_path(), model.backbone_path()]
+        .iter()
+        .map(|path| FileRecord::of(path).map_err(io("read", path)))
+        .collect()
+}
+
+/// Why a stored model is not the one to run.
+#[derive(Debug, Error)]
+pub enum Unfit {
+    #[error(transparent)]
+    Damaged(#[from] StoreError),
+    #[error("it was made from another float model")]
+    OtherFloat,
+    #[error("its recipe has format {found}, this version has {}", recipe::FORMAT)]
+    Recipe { found: u32 },
+    #[error(
+        "it was made on a CPU that multiplies 8-bit integers exactly; on this one its sums would saturate"
+    )]
+    Cpu,
+    #[error("the gate refused it: {0}")]
+    Refused(String),
+    #[error("it was given up: {0}")]
+    GivenUp(String),
+}
+
+/// What a node runs: `active/<node>.json`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selection {
+    format: u32,
+    /// Version that runs; the float model, if none.
+    pub runs: Option<String>,
+    /// Versions that ran and were not given up, the last one first. The one that runs is the first of them.
+    pub good: Vec<String>,
+    /// Versions that failed while they ran, and how. They are not chosen again by themselves.
+    pub given_up: BTreeMap<String, String>,
+}
+
+/// What a node may start with.
+#[derive(Debug, Default)]
+pub struct Pick {
+    pub version: Option<Version>,
+    /// Better candidates that are unfit, and why.
+    pub skipped: Vec<(String, Unfit)>,
+}
+
+/// What is in a store.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The oldest first.
+    pub versions: Vec<Version>,
+    /// Folders that are no model.
+    pub damaged: Vec<StoreError>,
+}
+
+/// A store on the disk, shared with whoever else uses it.
+#[derive(Debug, Clone)]
+pub struct ModelStore {
+    root: PathBuf,
+    limits: Limits,
+}
+
+impl ModelStore {
+    /// Nothing is read or made until it is needed.
+    pub fn new(root: impl Into<PathBuf>, limits: Limits) -> Self {
+        Self {
+            root: root.into(),
+            limits,
+        }
+    }
+
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The id of the stored model whose description this is.
+    pub fn id_of(&self, description: &Path) -> Option<String> {
+        let folder = description.parent()?;
+        let id = folder.file_name()?.to_string_lossy().into_owned();
+        (folder.parent()? == self.models()).then_some(id)
+    }
+
+    fn models(&self) -> PathBuf {
+        self.root.join(MODELS)
+    }
+
+    fn selection_file(&self, node: &str) -> PathBuf {
+        self.root.join(ACTIVE).join(format!("{}.json", key(node)))
+    }
+
+    /// Keeps others from changing the store until the file is dropped.
+    fn lock(&self) -> Result<File, StoreError> {
+        let path = self.root.join(LOCK);
+        fs::create_dir_all(&self.root).map_err(io("make", &self.root))?;
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(false);
+        let file = file.open(&path).map_err(io("open", &path))?;
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                Err(TryLockError::WouldBlock) => return Err(StoreError::Busy { path }),
+                Err(TryLockError::Error(error)) => return Err(io("lock", &path)(error)),
+            }
+        }
+    }
+
+    /// Every model, and every folder that should be one.
+    pub fn list(&self) -> Result<Listing, StoreError> {
+        let mut listing = Listing::default();
+        for folder in entries(&self.models())? {
+            match Version::read(&folder) {
+                Ok(version) => listing.versions.push(version),
+                Err(error) => listing.damaged.push(error),
+            }
+        }
+        let order = |v: &Version| (v.number, v.id.clone());
+        listing.versions.sort_by_key(order);
+        Ok(listing)
+    }
+
+    /// The model of this id, or the only one whose id or hash begins so.
+    pub fn find(&self, wanted: &str) -> Result<Version, StoreError> {
+        let versions = self.list()?.versions;
+        let there = |v: &[Version]| v.iter().map(|v| v.id.clone()).collect::<Vec<_>>();
+        let begins = |v: &&Version| {
+            let digits = v.id.rsplit('-').next().unwrap_or_default();
+            !wanted.is_empty() && (v.id.starts_with(wanted) || digits.starts_with(wanted))
+        };
+        if let Some(version) = versions.iter().find(|v| v.id == wanted) {
+            return Ok(version.clone());
+        }
+        let found: Vec<Version> = versions.iter().filter(begins).cloned().collect();
+        match found.as_slice() {
+            [version] => Ok(version.clone()),
+            [] => Err(StoreError::NoSuch {
+                store: self.root.clone(),
+                wanted: wanted.into(),
+                there: there(&versions),
+            }),
+            several => Err(StoreError::Ambiguous {
+                wanted: wanted.into(),
+                there: there(several),
+            }),
+        }
+    }
+
+    /// A folder of the store to make a model in, by whatever process; gone with the value.
+    pub fn incoming(&self) -> Result<Incoming, StoreError> {
+        let _lock = self.lock()?;
+        let parent = self.root.join(INCOMING);
+        fs::create_dir_all(&parent).map_err(io("make", &parent))?;
+        let folder = tempfile::Builder::new()
+            .prefix("")
+            .tempdir_in(&parent)
+            .map_err(io("make a folder in", &parent))?;
+        let path = folder.path().join(LOCK);
+        let held = File::create(&path).map_err(io("make", &path))?;
+        held.try_lock()
+            .map_err(|error| io("lock", &path)(error.into()))?;
+        Ok(Incoming {
+            folder,
+            _held: held,
+        })
+    }
+
+    /// Removes what killed processes left behind. What a living one works on stays.
+    pub fn clean(&self) -> Result<usize, StoreError> {
+        if !self.root.is_dir() {
+            return Ok(0);
+        }
+        let _lock = self.lock()?;
+        let mut removed = 0;
+        for file in entries(&self.root.join(ACTIVE))? {
+            // Nobody writes while this holds the lock.
+            if file.file_name().is_some_and(is_temporary) {
+                remove(&file)?;
+            }
+        }
+        for folder in entries(&self.root.join(INCOMING))? {
+            // Made and locked under the store's lock, so one that is not locked has no maker.
+            let held = File::open(folder.join(LOCK))
+                .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+            if !held {
+                remove(&folder)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Takes a finished model folder, as `quantize` writes it, into the store and makes room for it.
+    ///
+    /// `made` is renamed, so it must lie on the store's disk, best in an [`Incoming`]. A model that is there already
+    /// stays as it is.
+    pub fn add(&self, made: &Path, node: Option<&str>) -> Result<Version, StoreError> {
+        let report = Report::load(made)?;
+        let mut files = Vec::new();
+        for path in entries(made)? {
+            if path.file_name().is_some_and(|name| *name != *VERSION_FILE) {
+                files.push(FileRecord::of(&path).map_err(io("read", &path))?);
+            }
+        }
+        files.sort_by(|a, b| a.file.cmp(&b.file));
+        let _lock = self.lock()?;
+        let number = self.list()?.versions.iter().map(|v| v.number).max();
+        let models = self.models();
+        fs::create_dir_all(&models).map_err(io("make", &models))?;
+        let id = format!("{}-{}", key(&report.model), &content(&files)[..DIGITS]);
+        let folder = models.join(&id);
+        if let Ok(there) = Version::read(&folder)
+            && there.verify().is_ok()
+        {
+            return Ok(there);
+        }
+        let check = &report.check;
+        let version = Version {
+            format: FORMAT,
+            id,
+            number: number.unwrap_or(0) + 1,
+            created: report.tool.created,
+            node: node.map(key),
+            target: report.target,
+            recipe: report.recipe.name.clone(),
+            recipe_format: report.recipe.format,
+            needs_exact_products: report.target == Target::Cpu && !report.reduced_range,
+            calibration_frames: report.frames.calibration,
+            held_out_frames: report.frames.held_out,
+            accepted: check.verdict.accepted,
+            reasons: check.verdict.reasons.clone(),
+            f1: check.agreement.total.f1,
+            speedup: Some(check.latency.backbone_speedup).filter(|s| s.is_finite()),
+            float_files: report.float_files,
+            files,
+            folder: folder.clone(),
+        };
+        write_whole(&made.join(VERSION_FILE), &version)?;
+        for path in entries(made)? {
+            sync(&path)?;
+        }
+        sync(made)?;
+        if folder.exists() {
+            // Damaged, or it would have been taken above.
+            remove(&folder)?;
+        }
+        fs::rename(made, &folder).map_err(io("move the model to", &folder))?;
+        sync(&models)?;
+        self.make_room(&version.id)?;
+        Ok(version)
+    }
+
+    /// Removes the oldest models until the limits hold, but never `newest` or what a node runs or would go back to.
+    fn make_room(&self, newest: &str) -> Result<(), StoreError> {
+        let mut versions = self.list()?.versions;
+        let kept: Vec<String> = self
+            .selections()?
+            .into_iter()
+            .flat_map(|(_, s)| s.runs.into_iter().chain(s.good.into_iter().take(1)))
+            .chain([newest.to_owned()])
+            .collect();
+        let over = |versions: &[Version]| {
+            versions.len() > self.limits.models
+                || versions.iter().map(Version::bytes).sum::<u64>() > self.limits.bytes
+        };
+        while over(&versions) {
+            // A refused one is of no use but its report; it goes first.
+            let oldest = |v: &(usize, &Version)| (v.1.accepted, v.1.number);
+            let free = versions.iter().enumerate();
+            let free = free
+                .filter(|(_, v)| !kept.contains(&v.id))
+                .min_by_key(oldest);
+            let Some((index, _)) = free else {
+                tracing::warn!(
+                    "the model store {} is over its limits, and every model in it is in use",
+                    self.root.display()
+                );
+                return Ok(());
+            };
+            let version = versions.remove(index);
+            tracing::info!("the model store is full: {} is removed", version.id);
+            self.remove_folder(&version.folder)?;
+        }
+        Ok(())
+    }
+
+    /// Removes a model that no node runs.
+    pub fn remove(&self, wanted: &str) -> Result<Version, StoreError> {
+        let _lock = self.lock()?;
+        let version = self.find(wanted)?;
+        let users: Vec<String> = self
+            .selections()?
+            .into_iter()
+            .filter(|(_, s)| s.runs.as_ref() == Some(&version.id))
+            .map(|(node, _)| node)
+            .collect();
+        if !users.is_empty() {
+            return Err(StoreError::InUse {
+                id: version.id,
+                nodes: users,
+            });
+        }
+        self.remove_folder(&version.folder)?;
+        Ok(version)
+    }
+
+    /// Out of sight by one rename, then away.
+    fn remove_folder(&self, folder: &Path) -> Result<(), StoreError> {
+        let parent = self.root.join(INCOMING);
+        fs::create_dir_all(&parent).map_err(io("make", &parent))?;
+        let name = folder.file_name().unwrap_or_default();
+        let away = parent.join(name);
+        remove(&away)?;
+        fs::rename(folder, &away).map_err(io("remove", folder))?;
+        remove(&away)
+    }
+
+    /// What a node runs; the default, where it never chose.
+    pub fn selection(&self, node: &str) -> Result<Selection, StoreError> {
+        read_selection(&self.selection_file(node))
+    }
+
+    /// What every node that ever chose runs, by node. Damaged files are left out.
+    pub fn selections(&self) -> Result<Vec<(String, Selection)>, StoreError> {
+        let mut found = Vec::new();
+        for path in entries(&self.root.join(ACTIVE))? {
+            if path.file_name().is_some_and(is_temporary) {
+                continue;
+            }
+            if let (Some(node), Ok(selection)) = (path.file_stem(), read_selection(&path)) {
+                found.push((node.to_string_lossy().into_owned(), selection));
+            }
+        }
+        found.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(found)
+    }
+
+    /// Changes what a node runs, in one step. A damaged record is replaced.
+    fn select(
+        &self,
+        node: &str,
+        change: impl FnOnce(&mut Selection),
+    ) -> Result<Selection, StoreError> {
+        let _lock = self.lock()?;
+        let path = self.selection_file(node);
+        let mut selection = match read_selection(&path) {
+            Ok(selection) => selection,
+            Err(StoreError::Damaged { .. }) => Selection::default(),
+            Err(error) => return Err(error),
+        };
+        let before = selection.clone();
+        change(&mut selection);
+        selection.format = FORMAT;
+        selection.good.truncate(REMEMBERED);
+        if selection != before {
+            let parent = self.root.join(ACTIVE);
+            fs::create_dir_all(&parent).map_err(io("make", &parent))?;
+            write_whole(&path, &selection)?;
+        }
+        Ok(selection)
+    }
+
+    /// Notes that a node runs a version from now on; what was said against it is forgotten.
+    pub fn run(&self, node: &str, id: &str) -> Result<Selection, StoreError> {
+        self.select(node, |selection| {
+            selection.good.retain(|known| known != id);
+            selection.good.insert(0, id.into());
+            selection.given_up.remove(id);
+            selection.runs = Some(id.into());
+        })
+    }
+
+    /// Notes that a node runs the float model from now on.
+    pub fn run_float(&self, node: &str) -> Result<Selection, StoreError> {
+        self.select(node, |selection| selection.runs = None)
+    }
+
+    /// Notes that a version failed on a node, which runs the float model from now on.
+    pub fn give_up(&self, node: &str, id: &str, reason: &str) -> Result<Selection, StoreError> {
+        self.select(node, |selection| {
+            selection.runs = None;
+            selection.good.retain(|known| known != id);
+            selection.given_up.insert(id.into(), reason.into());
+        })
+    }
+
+    /// The version that a node should start with: the one it ran last, or the best one before it that is whole and
+    /// fits; none, where it ran the float model.
+    pub fn pick(&self, node: &str, float: &[FileRecord]) -> Result<Pick, StoreError> {
+        let selection = self.selection(node)?;
+        match selection.runs {
+            Some(_) => Ok(self.last_good(&selection, float)),
+            None => Ok(Pick::default()),
+        }
+    }
+
+    /// The version that ran last, running or not, that is whole and fits.
+    pub fn last_good(&self, selection: &Selection, float: &[FileRecord]) -> Pick {
+        let mut pick = Pick::default();
+        for id in &selection.good {
+            match self.fit(id, selection, float) {
+                Ok(version) => {
+                    pick.version = Some(version);
+                    break;
+                }
+                Err(unfit) => pick.skipped.push((id.clone(), unfit)),
+            }
+        }
+        pick
+    }
+
+    /// The version of this id, if it is whole and made from this float model for a machine like this one.
+    pub fn fit(
+        &self,
+        id: &str,
+        selection: &Selection,
+        float: &[FileRecord],
+    ) -> Result<Version, Unfit> {
+        if let Some(reason) = selection.given_up.get(id) {
+            return Err(Unfit::GivenUp(reason.clone()));
+        }
+        let version = self.find(id)?;
+        if !version.accepted {
+            return Err(Unfit::Refused(version.reasons.join("; ")));
+        }
+        if version.recipe_format != recipe::FORMAT {
+            return Err(Unfit::Recipe {
+                found: version.recipe_format,
+            });
+        }
+        let hashes = |files: &[FileRecord]| -> Vec<String> {
+            files.iter().map(|file| file.sha256.clone()).collect()
+        };
+        if hashes(&version.float_files) != hashes(float) {
+            return Err(Unfit::OtherFloat);
+        }
+        if version.needs_exact_products && !has_exact_u8s8() {
+            return Err(Unfit::Cpu);
+        }
+        version.verify()?;
+        Ok(version)
+    }
+}
+
+/// A folder of the store that a model is being made in; removed with this value.
+#[derive(Debug)]
+pub struct Incoming {
+    folder: tempfile::TempDir,
+    /// Says that its maker lives.
+    _held: File,
+}
+
+impl Incoming {
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A name as the name of a file.
+fn key(name: &str) -> String {
+    let plain = |c: char| match c {
+        c if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') => c,
+        _ => '.',
+    };
+    let key: String = name.trim_matches('/').chars().map(plain).collect();
+    match key.trim_matches('.') {
+        "" => "unnamed".into(),
+        key => key.into(),
+    }
+}
+
+/// Hash over what makes a model: its files without the reports.
+fn content(files: &[FileRecord]) -> String {
+    let mut hash = Sha256::new();
+    for record in files.iter().filter(|f| !f.file.starts_with("report.")) {
+        hash.update(record.file.as_bytes());
+        hash.update([0]);
+        hash.update(record.sha256.as_bytes());
+    }
+    hex(&hash.finalize())
+}
+
+fn read_selection(path: &Path) -> Result<Selection, StoreError> {
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Selection::default()),
+        Err(error) => return Err(io("read", path)(error)),
+    };
+    let damaged = |reason| StoreError::Damaged {
+        path: path.to_owned(),
+        reason,
+    };
+    let selection: Selection =
+        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+    if selection.format != FORMAT {
+        return Err(damaged(format!(
+            "it has format {}; this version reads {FORMAT}",
+            selection.format
+        )));
+    }
+    Ok(selection)
+}
+
+/// What lies in a folder; nothing, if it is not there.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let read = match fs::read_dir(folder) {
+        Ok(read) => read,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io("read", folder)(error)),
+    };
+    let paths: Result<Vec<PathBuf>, _> = read.map(|entry| entry.map(|e| e.path())).collect();
+    paths.map_err(io("read", folder))
+}
+
+/// Whether a name is that of a file on its way to another name.
+fn is_temporary(name: &std::ffi::OsStr) -> bool {
+    name.to_string_lossy().starts_with('.')
+}
+
+/// Replaces a file as a whole: whoever reads it, also after a power cut, sees the old text or the new one.
+fn write_whole(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
+    let failed = || io("write", path);
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let text = serde_json::to_string_pretty(value).map_err(|error| failed()(error.into()))?;
+    let mut builder = tempfile::Builder::new();
+    {
+        // Others may read it too; the umask still applies.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    let mut file = builder.prefix(".").tempfile_in(folder).map_err(failed())?;
+    writeln!(file, "{text}").map_err(failed())?;
+    file.as_file().sync_all().map_err(failed())?;
+    file.persist(path).map_err(|error| failed()(error.error))?;
+    sync(folder)
+}
+
+/// Waits until a file, or the names in a folder, are on the disk.
+fn sync(path: &Path) -> Result<(), StoreError> {
+    let file = File::open(path).and_then(|file| file.sync_all());
+    file.map_err(io("write", path))
+}
+
+/// A file or a folder, whether it is there or not.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
+    };
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NODE: &str = "/vehicle/front";
+
+    fn store(folder: &Path, models: usize) -> ModelStore {
+        let limits = Limits {
+            models,
+            ..Limits::NONE
+        };
+        ModelStore::new(folder.join("store"), limits)
+    }
+
+    fn float() -> Vec<FileRecord> {
+        vec![FileRecord {
+            file: "a.onnx".into(),
+            bytes: 3,
+            sha256: "f1".into(),
+        }]
+    }
+
+    /// Adds a model whose weights are `weights`.
+    fn add(store: &ModelStore, weights: &str, change: impl FnOnce(&mut Report)) -> Version {
+        let incoming = store.incoming().unwrap();
+        let made = incoming.path().join("model");
+        fs::create_dir(&made).unwrap();
+        let mut report = crate::ptq::report::tests::sample();
+        report.model = "demo".into();
+        report.float_files = float();
+        report.check.verdict.accepted = true;
+        report.reduced_range = true;
+        change(&mut report);
+        fs::write(made.join("model.yaml"), "name: demo\n").unwrap();
+        fs::write(made.join("backbone.onnx"), weights).unwrap();
+        let text = serde_json::to_string(&report).unwrap();
+        fs::write(made.join("report.json"), text).unwrap();
+        store.add(&made, Some(NODE)).unwrap()
+    }
+
+    fn ids(store: &ModelStore) -> Vec<String> {
+        let versions = store.list().unwrap().versions;
+        versions.into_iter().map(|v| v.id).collect()
+    }
+
+    #[test]
+    fn a_model_is_named_by_its_content_and_there_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let first = add(&store, "one", |_| ());
+        let second = add(&store, "two", |_| ());
+        // The report says when and how long; that makes no other model.
+        let again = add(&store, "one", |r| r.tool.created += 1);
+        assert_eq!(again, first);
+        assert_ne!(first.id, second.id);
+        assert!(first.id.starts_with("demo-") && second.number > first.number);
+        assert_eq!(ids(&store), [first.id.clone(), second.id.clone()]);
+        assert_eq!(first.node.as_deref(), Some("vehicle.front"));
+        first.verify().unwrap();
+        assert_eq!(store.id_of(&first.description()), Some(first.id.clone()));
+        assert_eq!(store.id_of(Path::new("/models/demo/model.yaml")), None);
+        let left = fs::read_dir(store.root().join(INCOMING)).unwrap();
+        assert_eq!(left.count(), 0);
+    }
+
+    #[test]
+    fn a_node_starts_with_the_newest_good_model_that_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        assert!(store.pick(NODE, &float()).unwrap().version.is_none());
+        let old = add(&store, "old", |_| ());
+        let new = add(&store, "new", |_| ());
+        for version in [&old, &new] {
+            store.run(NODE, &version.id).unwrap();
+        }
+        let pick = store.pick(NODE, &float()).unwrap();
+        assert_eq!((pick.version, pick.skipped.len()), (Some(new.clone()), 0));
+
+        fs::write(new.folder.join("backbone.onnx"), "bad").unwrap();
+        let pick = store.pick(NODE, &float()).unwrap();
+        assert_eq!(pick.version, Some(old.clone()));
+        let (skipped, why) = &pick.skipped[0];
+        assert_eq!(*skipped, new.id);
+        assert!(why.to_string().contains("backbone.onnx"), "{why}");
+
+        fs::remove_file(old.folder.join(VERSION_FILE)).unwrap();
+        let pick = store.pick(NODE, &float()).unwrap();
+        assert!(pick.version.is_none() && pick.skipped.len() == 2);
+        // What is damaged is listed, and made again it is whole.
+        assert_eq!(store.list().unwrap().damaged.len(), 1);
+        let mended = add(&store, "old", |_| ());
+        assert_eq!(mended.id, old.id);
+        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(mended));
+    }
+
+    #[test]
+    fn models_that_do_not_fit_are_left_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let reason = |version: &Version, float: &[FileRecord]| {
+            store.run(NODE, &version.id).unwrap();
+            let pick = store.pick(NODE, float).unwrap();
+            assert!(pick.skipped.iter().all(|(id, _)| ids(&store).contains(id)));
+            pick.skipped[0].1.to_string()
+        };
+        let good = add(&store, "good", |_| ());
+        let other = FileRecord {
+            sha256: "f2".into(),
+            ..float().remove(0)
+        };
+        assert!(reason(&good, &[other]).contains("another float model"));
+        let recipe = add(&store, "recipe", |r| r.recipe.format = 99);
+        assert!(reason(&recipe, &float()).contains("format 99"));
+        let refused = add(&store, "refused", |r| {
+            r.check.verdict.accepted = false;
+            r.check.verdict.reasons = vec!["lost cars".into()];
+        });
+        assert!(reason(&refused, &float()).contains("lost cars"));
+        let exact = add(&store, "exact", |r| r.reduced_range = false);
+        assert!(exact.needs_exact_products);
+        store.run(NODE, &exact.id).unwrap();
+        let picked = store.pick(NODE, &float()).unwrap().version;
+        assert_eq!(picked == Some(exact), has_exact_u8s8());
+    }
+
+    #[test]
+    fn a_model_that_was_given_up_comes_back_only_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let (old, new) = (add(&store, "old", |_| ()), add(&store, "new", |_| ()));
+        store.run(NODE, &old.id).unwrap();
+        store.run(NODE, &new.id).unwrap();
+        let selection = store.give_up(NODE, &new.id, "not finite").unwrap();
+        assert_eq!(
+            (&selection.runs, &selection.good),
+            (&None, &vec![old.id.clone()])
+        );
+        // Float ran last, so float starts; asked for INT8, it is the one before.
+        assert!(store.pick(NODE, &float()).unwrap().version.is_none());
+        let last = store.last_good(&selection, &float());
+        assert_eq!(last.version, Some(old));
+        let why = store.fit(&new.id, &selection, &float()).unwrap_err();
+        assert!(why.to_string().contains("not finite"));
+        let selection = store.run(NODE, &new.id).unwrap();
+        assert!(selection.given_up.is_empty());
+        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(new));
+    }
+
+    #[test]
+    fn room_is_made_by_refused_and_old_models_and_never_by_those_in_use() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 3);
+        let used = add(&store, "used", |_| ());
+        store.run(NODE, &used.id).unwrap();
+        let old = add(&store, "old", |_| ());
+        let refused = add(&store, "refused", |r| r.check.verdict.accepted = false);
+        let third = add(&store, "third", |_| ());
+        assert_eq!(ids(&store), [used.id.as_str(), &old.id, &third.id]);
+        assert!(!refused.folder.exists());
+        let fourth = add(&store, "fourth", |_| ());
+        assert_eq!(ids(&store), [used.id.as_str(), &third.id, &fourth.id]);
+
+        let small = ModelStore {
+            limits: Limits {
+                bytes: 1,
+                ..Limits::NONE
+            },
+            ..store.clone()
+        };
+        let fifth = add(&small, "fifth", |_| ());
+        assert_eq!(ids(&store), [used.id, fifth.id]);
+    }
+
+    #[test]
+    fn what_a_living_process_makes_stays_and_what_a_dead_one_left_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        assert_eq!(store.clean().unwrap(), 0);
+        let living = store.incoming().unwrap();
+        store.run(NODE, "any").unwrap();
+        let half = store.root().join(ACTIVE).join(".half");
+        fs::write(&half, "{").unwrap();
+        let parent = store.root().join(INCOMING);
+        for (name, file) in [("dead", LOCK), ("older", "half")] {
+            fs::create_dir(parent.join(name)).unwrap();
+            fs::write(parent.join(name).join(file), "").unwrap();
+        }
+        assert_eq!(store.clean().unwrap(), 2);
+        assert!(living.path().is_dir() && !half.exists());
+        assert_eq!(store.selections().unwrap().len(), 1);
+        drop(living);
+        assert_eq!(fs::read_dir(parent).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn models_are_found_by_the_first_digits_of_their_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let (first, second) = (add(&store, "1", |_| ()), add(&store, "2", |_| ()));
+        let digits = first.id.strip_prefix("demo-").unwrap();
+        assert_eq!(store.find(&digits[..6]).unwrap(), first);
+        assert_eq!(store.find(&second.id).unwrap(), second);
+        let ambiguous = store.find("demo-").unwrap_err().to_string();
+        assert!(ambiguous.contains(&first.id) && ambiguous.contains(&second.id));
+        let none = store.find("0000000000").unwrap_err().to_string();
+        assert!(none.contains(&first.id), "{none}");
+    }
+
+    #[test]
+    fn a_model_in_use_is_not_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        store.run(NODE, &version.id).unwrap();
+        let refusal = store.remove(&version.id).unwrap_err().to_string();
+        assert!(refusal.contains("vehicle.front"), "{refusal}");
+        store.run_float(NODE).unwrap();
+        store.remove(&version.id).unwrap();
+        assert!(ids(&store).is_empty());
+        // What remains of it in the selection is a skipped candidate, no more.
+        let selection = store.selection(NODE).unwrap();
+        assert!(store.last_good(&selection, &float()).version.is_none());
+    }
+
+    #[test]
+    fn a_damaged_selection_is_an_error_until_it_is_chosen_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        store.run(NODE, &version.id).unwrap();
+        let path = store.selection_file(NODE);
+        fs::write(&path, "{\"format\":1,\"ru").unwrap();
+        let error = store.pick(NODE, &float()).unwrap_err().to_string();
+        assert!(error.contains("vehicle.front.json"), "{error}");
+        assert!(store.selections().unwrap().is_empty());
+        store.run(NODE, &version.id).unwrap();
+        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(version));
+    }
+
+    #[test]
+    fn names_of_nodes_and_models_are_plain_file_names() {
+        assert_eq!(key("/vehicle/front"), "vehicle.front");
+        assert_eq!(key("../../etc"), "etc");
+        assert_eq!(key("//"), "unnamed");
+        assert_eq!(key("a b<c"), "a.b.c");
+    }
+}

@@ -1,0 +1,184 @@
+"""`centerpoint_ptq models`: the store of INT8 models, from the command line and under a process killer."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+DEMO = ROOT / "models" / "demo"
+NODE = "/vehicle/centerpoint"
+KILLS = 200
+
+
+class Store:
+    """A store, and the program that works on it."""
+
+    def __init__(self, program, folder):
+        self.program, self.folder = program, folder
+
+    def command(self, *arguments) -> list[str]:
+        return list(map(str, [self.program, "models", "--store", self.folder, *arguments]))
+
+    def run(self, *arguments, code=0) -> str:
+        result = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=60)
+        assert result.returncode == code, f"{arguments}: {result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
+
+    def state(self) -> dict:
+        return json.loads(self.run("list", "--json", "--check"))
+
+    def ids(self) -> list[str]:
+        return [m["id"] for m in self.state()["models"]]
+
+
+@pytest.fixture
+def store(program, tmp_path):
+    return Store(program, tmp_path / "store")
+
+
+@pytest.fixture
+def variants(quantized, tmp_path):
+    """Folders of models with the same layers and other descriptions, so other content, all of them accepted."""
+    made, _, _ = quantized
+    report = json.loads((made / "report.json").read_text())
+    report["check"]["verdict"] = {"accepted": True, "reasons": []}
+
+    def make(count):
+        folders = []
+        for i in range(count):
+            folder = tmp_path / f"variant_{i}"
+            shutil.copytree(made, folder)
+            (folder / "model.yaml").write_text((made / "model.yaml").read_text() + f"# {i}\n")
+            report["recipe"]["check"]["latency_runs"] = i + 1
+            (folder / "report.json").write_text(json.dumps(report))
+            folders.append(folder)
+        return folders
+
+    return make
+
+
+def test_models_are_added_listed_and_there_once(store, variants):
+    first, second = variants(2)
+    assert "0 models" in store.run("list")
+    for folder in (first, second, first):
+        store.run("add", folder)
+    state = store.state()
+    ids = [m["id"] for m in state["models"]]
+    assert len(set(ids)) == 2 and all(i.startswith("demo-") for i in ids)
+    text = store.run("list")
+    assert all(i in text for i in ids) and "quick" in text
+    # A copy: the folder that was added stays.
+    assert (first / "model.yaml").is_file()
+    folder = store.folder / "models" / ids[0]
+    assert {p.name for p in folder.iterdir()} == {p.name for p in first.iterdir()} | {"version.json"}
+
+
+def test_a_folder_that_quantize_did_not_write_is_refused(store):
+    assert "report.json" in store.run("add", DEMO, code=1)
+    assert store.ids() == []
+
+
+def test_a_model_is_activated_for_a_node_and_then_not_removed(store, variants):
+    for folder in variants(2):
+        store.run("add", folder)
+    first, second = store.ids()
+    assert "--node" in store.run("activate", first, code=1)
+    store.run("activate", first, "--node", NODE, "--for-model", DEMO)
+    # Now there is one node only, and the first digits are enough.
+    store.run("activate", second.split("-")[1][:8])
+    node = store.state()["nodes"]["vehicle.centerpoint"]
+    assert node["runs"] == second and node["good"] == [second, first]
+    assert "runs on vehicle.centerpoint" in store.run("list")
+    assert "vehicle.centerpoint" in store.run("remove", second, code=1)
+    store.run("activate", "--float")
+    store.run("remove", second)
+    assert store.ids() == [first]
+
+
+def test_a_model_of_another_float_model_is_not_activated_for_this_one(store, variants, tmp_path):
+    store.run("add", *variants(1))
+    other = tmp_path / "other"
+    shutil.copytree(DEMO, other)
+    backbone = other / "pts_backbone_neck_head.onnx"
+    backbone.write_bytes(backbone.read_bytes() + b"\0")
+    (model,) = store.ids()
+    said = store.run("activate", model, "--node", NODE, "--for-model", other, code=1)
+    assert "another float model" in said
+
+
+def test_damage_is_found_and_named(store, variants):
+    store.run("add", *variants(1))
+    (model,) = store.ids()
+    file = store.folder / "models" / model / "pts_backbone_neck_head.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = store.run("list", "--check", code=1)
+    assert model in said and file.name in said
+    assert file.name in store.run("activate", model, "--node", NODE, code=1)
+
+
+def test_two_models_are_compared_with_what_differs_in_their_recipes(store, variants):
+    for folder in variants(2):
+        store.run("add", folder)
+    text = store.run("compare", *store.ids())
+    assert "F1 to float" in text and "F1 of CAR" in text
+    assert "check.latency_runs" in text and "weights.bits" not in text
+    assert "other frames" not in text and "different frames" not in text
+
+
+def test_a_store_that_cannot_be_written_can_be_read(store, variants):
+    first, second = variants(2)
+    store.run("add", first)
+    # Permissions do not stop root; a folder where the lock belongs stops everybody.
+    (store.folder / "lock").unlink()
+    (store.folder / "lock").mkdir()
+    (model,) = store.ids()
+    for change in (["add", second], ["activate", model, "--node", NODE], ["remove", model]):
+        assert str(store.folder / "lock") in store.run(*change, code=1)
+    assert store.ids() == [model]
+
+
+def test_a_full_disk_leaves_the_store_as_it_was(store, variants):
+    first, second = variants(2)
+    store.run("add", first)
+    before = store.state()
+    # Every file ends at 64 kB, with an error instead of a signal: as on a disk without room.
+    limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "bash", *store.command("add", second)]
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "cannot copy" in result.stderr and str(second) in result.stderr, result.stderr
+    assert store.state() == before
+    assert not list((store.folder / "incoming").iterdir())
+
+
+def test_a_store_is_whole_after_kills_at_any_moment(store, variants):
+    """Adding, activating and removing are killed again and again; what is there is whole, and the node's choice is one
+    that was made."""
+    folders = variants(4)
+    chance = random.Random(7)
+    begin = time.monotonic()
+    store.run("add", folders[0])
+    whole = time.monotonic() - begin
+    store.run("activate", store.ids()[0], "--node", NODE)
+    killed = 0
+    while killed < KILLS:
+        ids = store.ids()
+        jobs = [("add", chance.choice(folders))]
+        if ids:
+            jobs += [("activate", chance.choice(ids)), ("remove", chance.choice(ids))]
+        process = subprocess.Popen(store.command(*chance.choice(jobs)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(chance.uniform(0, 1.2 * whole))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+        # Reads every file of every model against its hash, and fails if one is damaged.
+        state = store.state()
+        assert state["nodes"]["vehicle.centerpoint"]["runs"]
+    # What the killed ones left goes with the next one that works.
+    store.run("add", folders[0])
+    assert not list((store.folder / "incoming").iterdir())
