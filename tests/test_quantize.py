@@ -360,3 +360,28 @@ def test_wrong_arguments_are_told_apart(program, bag, tmp_path):
     result = quantize(program, bag, bag)
     assert result.returncode == 1 and "exists already" in result.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_a_calibration_that_needs_more_memory_than_it_may_take_ends_and_writes_nothing(program, bag, tmp_path):
+    out = tmp_path / "int8"
+    result = quantize(program, bag, out, "--max-memory-mb", "60")
+    assert result.returncode not in (0, REFUSED)
+    assert "memory" in result.stderr.lower() or "alloc" in result.stderr.lower(), result.stderr
+    assert not out.exists()
+
+
+def test_a_calibration_ends_with_the_process_that_started_it(program, bag, tmp_path):
+    out = tmp_path / "int8"
+    command = [program, "quantize", "--model", MODEL, "--bag", bag, "--out", out, "--progress", "json"]
+    # A shell starts it, says its number, and is killed.
+    script = '"$@" --parent $$ & echo $!; exec sleep 600'
+    shell = subprocess.Popen(["bash", "-c", script, "bash", *map(str, command)], stdout=subprocess.PIPE, text=True)
+    child = int(shell.stdout.readline())
+    # It works as long as the shell does.
+    assert json.loads(shell.stdout.readline())["event"] == "progress"
+    shell.kill()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < deadline, "the child goes on without its parent"
+        time.sleep(0.05)
+    assert not out.exists() and not list(tmp_path.glob("*"))

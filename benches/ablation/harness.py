@@ -446,8 +446,13 @@ def mean(values: list) -> float | None:
 
 
 def row_key(study: Study, s: Setting, **more) -> str:
-    """What a row was measured from, but for the program: its recipe or the baselines' code, float model and frames."""
-    made_by = s.recipe() if s.method in OUR_METHODS else code_hash()
+    """What a row was measured from, but for the program: its recipe or the baselines' code, float model and frames.
+
+    The gate judges a model that is made already, so it plays no part.
+    """
+    made_by = code_hash()
+    if s.method in OUR_METHODS:
+        made_by = {name: part for name, part in s.recipe().items() if name != "gate"}
     parts = {
         "setting": [s.method, s.bits, vars(s.drive), s.frame_count], "made_by": made_by,
         "float": file_hash(study.float_model), "open": study.open_score, **more,

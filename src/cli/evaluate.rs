@@ -1,6 +1,7 @@
 //! `centerpoint_ptq evaluate`: score a model against ground truth, or two models against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -19,6 +20,8 @@ use crate::eval::{
     Evaluation, FrameResult, Scores, agreement, bootstrap_difference, evaluate,
 };
 use crate::geometry::{Detection, pose_from_xyz_rpy};
+use crate::ptq::check::{Verdict, judge};
+use crate::ptq::recipe::{Gate, Recipe};
 
 /// Frames of labels and detections belong together if their stamps are no farther apart.
 pub(super) const STAMP_TOLERANCE_NS: u64 = 1_000_000;
@@ -110,6 +113,10 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     block: usize,
 
+    /// Hold the agreement of two models against the gate of this recipe; exit code 3 where it refuses the second one
+    #[arg(long, value_name = "RECIPE")]
+    gate: Option<PathBuf>,
+
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,
@@ -117,6 +124,9 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
+
+/// Exit code where the gate refuses the second model, as of `quantize`.
+const REFUSED: i32 = 3;
 
 /// Detections of one model on a recording.
 struct Run {
@@ -146,6 +156,9 @@ struct Output {
     /// The first model is the reference.
     #[serde(skip_serializing_if = "Option::is_none")]
     agreement: Option<Agreement>,
+    /// What the gate says of the second model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verdict: Option<Verdict>,
 }
 
 #[derive(Serialize)]
@@ -167,11 +180,15 @@ fn parse_sector(text: &str) -> Result<(f32, f32), String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
+    let gate = match &args.gate {
+        Some(recipe) => Some(Recipe::load(recipe)?.gate),
+        None => None,
+    };
     let (classes, runs, labels) = match &args.model {
         Some(first) => run_models(&args, first)?,
         None => read_detections(&args)?,
     };
-    let output = compare(&args, &classes, &runs, labels.as_ref())?;
+    let output = compare(&args, &classes, &runs, labels.as_ref(), gate.as_ref())?;
     let json = serde_json::to_string_pretty(&output)?;
     if let Some(path) = &args.out {
         std::fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
@@ -180,6 +197,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         println!("{json}");
     } else {
         print!("{}", tables(&output));
+    }
+    if output.verdict.is_some_and(|verdict| !verdict.accepted) {
+        std::process::exit(REFUSED);
     }
     Ok(())
 }
@@ -351,6 +371,7 @@ fn compare(
     classes: &[String],
     runs: &[Run],
     labels: Option<&Labels>,
+    gate: Option<&Gate>,
 ) -> anyhow::Result<Output> {
     if labels.is_none() && runs.len() == 1 {
         bail!("nothing to compare with: give --truth or a second model");
@@ -423,6 +444,10 @@ fn compare(
         )?,
         _ => Vec::new(),
     };
+    ensure!(
+        gate.is_none() || runs.len() == 2,
+        "--gate compares two models; name the second one, too"
+    );
     let agreement = match runs {
         [a, b] => {
             let deployed = |run: &Run| -> Vec<Vec<Detection>> {
@@ -431,9 +456,12 @@ fn compare(
                     .map(|stamp| run.frames[stamp].deployed.clone())
                     .collect()
             };
-            let how = AgreementOptions {
-                bands: options.bands.clone(),
-                ..AgreementOptions::default()
+            let how = match gate {
+                Some(gate) => gate.pairing.clone(),
+                None => AgreementOptions {
+                    bands: options.bands.clone(),
+                    ..AgreementOptions::default()
+                },
             };
             Some(agreement(&deployed(a), &deployed(b), classes, &how))
         }
@@ -459,6 +487,7 @@ fn compare(
             })
             .collect(),
         difference,
+        verdict: gate.and_then(|gate| Some(judge(agreement.as_ref()?, gate))),
         agreement,
     })
 }
@@ -502,6 +531,15 @@ fn tables(output: &Output) -> String {
     }
     if let Some(agreement) = &output.agreement {
         text += &agreement_table(agreement);
+    }
+    if let Some(Verdict { accepted, reasons }) = &output.verdict {
+        text += match accepted {
+            true => "\nThe gate accepts the second model.\n",
+            false => "\nThe gate refuses the second model:\n",
+        };
+        for reason in reasons {
+            let _ = writeln!(text, "  - {reason}");
+        }
         text.push('\n');
     }
     if output.unlabelled_frames > 0 {

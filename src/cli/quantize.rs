@@ -8,7 +8,7 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -56,6 +56,12 @@ pub struct Args {
     /// Threads, instead of the recipe's number; 0 means one per core
     #[arg(long)]
     threads: Option<usize>,
+    /// End in an error rather than take more memory than this, megabytes
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    max_memory_mb: Option<u64>,
+    /// Process that started this one: end where it is gone, with nothing written
+    #[arg(long, value_name = "PID", hide = true)]
+    parent: Option<i32>,
     /// How to tell the progress
     #[arg(long, value_enum, default_value_t = ProgressKind::Bar)]
     progress: ProgressKind,
@@ -79,6 +85,12 @@ enum ProgressKind {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = watch_signals()?;
+    if let Some(megabytes) = args.max_memory_mb {
+        limit_memory(megabytes)?;
+    }
+    if let Some(parent) = args.parent {
+        watch_parent(parent, stop.clone())?;
+    }
     let kind = args.progress;
     let result = work(&args, stop);
     let code = match &result {
@@ -216,6 +228,36 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
 
 /// A flag that SIGINT and SIGTERM set. A second signal ends the process the hard way, which leaves at most a hidden
 /// `.partial` folder.
+/// Allocations beyond it fail, and the process ends with a word about that.
+fn limit_memory(megabytes: u64) -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let bytes = megabytes.saturating_mul(1_000_000);
+    let limit = Rlimit {
+        current: Some(bytes),
+        maximum: getrlimit(Resource::Data).maximum,
+    };
+    setrlimit(Resource::Data, limit)
+        .with_context(|| format!("cannot limit the memory to {megabytes} MB"))
+}
+
+/// Raises the flag once `parent` is not the parent any more, and ends the process where that does not.
+fn watch_parent(parent: i32, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
+    const PERIOD: Duration = Duration::from_millis(250);
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let alive = move || rustix::process::getppid().is_some_and(|id| id.as_raw_pid() == parent);
+    std::thread::Builder::new()
+        .name("parent".into())
+        .spawn(move || {
+            while alive() {
+                std::thread::sleep(PERIOD);
+            }
+            stop.store(true, Ordering::Relaxed);
+            std::thread::sleep(PATIENCE);
+            std::process::exit(CANCELLED);
+        })?;
+    Ok(())
+}
+
 fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();

@@ -3,7 +3,8 @@
 //! `centerpoint_ptq quantize --progress json` says how far it is in JSON lines on its standard
 //! output. It lives in a process of its own so that neither its memory nor a crash of it can take
 //! the detector along; it runs at low priority, in a process group of its own (a Ctrl-C meant for
-//! the node is the node's to handle), and dies with the future that waits for it.
+//! the node is the node's to handle), within its bounds of threads and memory, and dies with the future that
+//! waits for it; where the node is killed, it ends by itself.
 
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
@@ -38,6 +39,8 @@ pub struct Job {
     /// 0: as many as there are.
     pub threads: usize,
     pub nice: i32,
+    /// Megabytes; 0: no limit.
+    pub max_memory_mb: usize,
 }
 
 /// How far the child is.
@@ -118,6 +121,11 @@ impl Job {
         command.arg("--target").arg(&self.target);
         command.arg("--out").arg(&self.out);
         command.args(["--progress", "json"]);
+        // Killed, the node cannot end the child; the child sees it go.
+        command.args(["--parent", &std::process::id().to_string()]);
+        if self.max_memory_mb > 0 {
+            command.args(["--max-memory-mb", &self.max_memory_mb.to_string()]);
+        }
         if self.threads > 0 {
             command.arg("--threads").arg(self.threads.to_string());
         }
@@ -201,6 +209,9 @@ fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(9)) => "killed by signal 9, perhaps for lack of memory".into(),
+        (None, Some(6)) => {
+            "ended by signal 6, perhaps at the limit calibration.max_memory_mb".into()
+        }
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "unknown status".into(),
     }
@@ -277,6 +288,7 @@ mod tests {
             out: folder.join("out"),
             threads: 1,
             nice: 7,
+            max_memory_mb: 900,
         }
     }
 
@@ -320,7 +332,8 @@ exit 3"#,
         assert!(
             said.contains(&format!(
                 "quantize --model model.yaml --bag bag --recipe recipe.yaml --target cpu \
-                 --out {out} --progress json --threads 1 nice 7"
+                 --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice 7",
+                std::process::id()
             )),
             "{said}"
         );

@@ -7,6 +7,7 @@
 //! | [`settings`] | parameters: names, defaults, checks |
 //! | [`engine`] | a loaded model; boxes placed in the cloud's frame |
 //! | [`pipeline`] | clouds to detections on two threads, engine swaps, counters |
+//! | [`shadow`] | the float model beside the running INT8 one, now and then |
 //! | [`calibrator`] | the quantization as a child process |
 //! | [`supervisor`] | a calibration from request to swap, and the status |
 //! | `ros` | topics, services, parameters, diagnostics (feature `ros2`) |
@@ -17,6 +18,7 @@ pub mod latency;
 pub mod latest;
 pub mod pipeline;
 pub mod settings;
+pub mod shadow;
 pub mod supervisor;
 pub mod throttle;
 

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -20,9 +20,10 @@ use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::engine::{Engine, EngineError, ModelInfo, Object};
+use super::engine::{Engine, EngineError, LoadError, ModelInfo, Object};
 use super::latency::{Latency, Summary};
 use super::latest::{Latest, Taken};
+use super::shadow::{self, Check, ShadowSettings, ShadowState};
 use super::throttle::Throttle;
 use crate::bag::msg::{Header, PointCloud2, TfMessage};
 use crate::calibration::CalibrationBuffer;
@@ -118,6 +119,8 @@ pub struct Statistics {
     pub last_cloud_s: Option<f64>,
     /// What was wrong with the last cloud dropped for another reason than being superseded.
     pub last_problem: Option<String>,
+    /// The float model's check of the INT8 one, where there is one.
+    pub shadow: Option<ShadowState>,
 }
 
 /// The detections of one cloud.
@@ -149,8 +152,15 @@ pub struct Active {
     pub model: Arc<ModelInfo>,
     /// The last good INT8 model, running or not.
     pub int8: Option<Arc<ModelInfo>>,
-    /// Why the node left INT8 by itself; cleared by the next good swap.
-    pub fallback: Option<String>,
+    /// The INT8 model that the node left by itself; cleared by the next good swap.
+    pub fallback: Option<Fallback>,
+}
+
+/// An INT8 model that failed while it ran.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fallback {
+    pub model: Arc<ModelInfo>,
+    pub reason: String,
 }
 
 /// Why an engine was not exchanged.
@@ -179,6 +189,8 @@ pub struct Swapped {
 enum Command {
     Install(Box<Engine>, oneshot::Sender<Result<Swapped, SwapError>>),
     Select(Precision, oneshot::Sender<Result<Swapped, SwapError>>),
+    /// The model disagrees with float; if it still runs, it does no longer.
+    GiveUp(Arc<ModelInfo>, String),
 }
 
 struct Arrived {
@@ -211,6 +223,9 @@ struct Shared {
     commands: Mutex<Option<VecDeque<Command>>>,
     ledger: Mutex<Ledger>,
     buffer: CalibrationBuffer,
+    /// Set where the float model checks the INT8 one.
+    shadow: OnceLock<shadow::Offers>,
+    shadow_state: Mutex<Option<ShadowState>>,
     active: watch::Sender<Active>,
     stopping: AtomicBool,
 }
@@ -251,6 +266,8 @@ impl Pipeline {
                 throttle: Throttle::new(WARN_PERIOD),
             }),
             buffer,
+            shadow: OnceLock::new(),
+            shadow_state: Mutex::default(),
             active: watch::Sender::new(engines.active()),
             stopping: AtomicBool::new(false),
         });
@@ -265,6 +282,34 @@ impl Pipeline {
         })?;
         pipeline.spawn("inference", move || shared.infer(engines, outputs))?;
         Ok(pipeline)
+    }
+
+    /// Has the float model check the INT8 one from here on. `load` loads it once the first frame is due.
+    pub fn start_shadow(
+        &self,
+        settings: ShadowSettings,
+        load: impl FnMut() -> Result<Engine, LoadError> + Send + 'static,
+    ) -> std::io::Result<()> {
+        let (offers, seen) = shadow::Offers::new(settings);
+        if self.shared.shadow.set(offers).is_err() {
+            return Ok(());
+        }
+        *lock(&self.shared.shadow_state) = Some(ShadowState::default());
+        let shared = self.shared.clone();
+        self.spawn("shadow", move || {
+            Check::new(settings).run(
+                &seen,
+                load,
+                || shared.stopping.load(Ordering::Relaxed),
+                |state| *lock(&shared.shadow_state) = Some(state),
+                |model, reason| {
+                    if let Some(commands) = &mut *lock(&shared.commands) {
+                        commands.push_back(Command::GiveUp(model, reason));
+                    }
+                    shared.frames.nudge();
+                },
+            );
+        })
     }
 
     fn spawn(&self, name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
@@ -355,6 +400,7 @@ impl Pipeline {
             inference_int8: ledger.int8.summary(),
             last_cloud_s: ledger.last_cloud.map(|at| at.elapsed().as_secs_f64()),
             last_problem: ledger.last_problem.clone(),
+            shadow: lock(&self.shared.shadow_state).clone(),
         }
     }
 
@@ -520,6 +566,12 @@ impl Shared {
         let (result, reply) = match command {
             Command::Install(engine, reply) => (engines.install(*engine), reply),
             Command::Select(precision, reply) => (engines.select(precision).map(|()| None), reply),
+            Command::GiveUp(model, reason) => {
+                if engines.running().info == model {
+                    self.fall_back(engines, reason);
+                }
+                return;
+            }
         };
         let result = result.map(|retired| {
             let active = engines.active();
@@ -530,15 +582,23 @@ impl Shared {
         drop(reply.send(result));
     }
 
+    /// Gives up the running INT8 engine; `false` where none runs.
+    fn fall_back(&self, engines: &mut Engines, reason: String) -> bool {
+        let fell_back = engines.fall_back(reason.clone());
+        if fell_back {
+            tracing::error!("INT8 is given up, back to float: {reason}");
+            self.active.send_replace(engines.active());
+        }
+        fell_back
+    }
+
     fn infer_one(&self, engines: &mut Engines, assembled: Assembled) -> Option<Output> {
         let begin = Instant::now();
         let points = &assembled.frame.points;
         let mut result = engines.detect(points);
         if let Err(error) = &result
-            && engines.fall_back(error)
+            && self.fall_back(engines, error.to_string())
         {
-            tracing::error!("INT8 engine failed, back to float: {error}");
-            self.active.send_replace(engines.active());
             result = engines.detect(points);
         }
         let inference = match result {
@@ -552,6 +612,9 @@ impl Shared {
         let processing_ms = assembled.assembly_ms + inference_ms;
         let model = engines.running().info.clone();
         self.account(&model, &inference, inference_ms, processing_ms);
+        if let (Some(shadow), Precision::Int8) = (self.shadow.get(), model.precision) {
+            shadow.offer(&assembled.frame, &inference.detections, &model);
+        }
         let classes = model.classes.len();
         self.buffer
             .offer(&assembled.frame, &inference.detections, classes);
@@ -634,7 +697,7 @@ struct Engines {
     /// The last good INT8 model made from it.
     int8: Option<Engine>,
     int8_runs: bool,
-    fallback: Option<String>,
+    fallback: Option<Fallback>,
 }
 
 impl Engines {
@@ -694,7 +757,7 @@ impl Engines {
             self.int8_runs = true;
         } else {
             let why = match &self.fallback {
-                Some(reason) => format!("; the last one was given up: {reason}"),
+                Some(last) => format!("; the last one was given up: {}", last.reason),
                 None => String::new(),
             };
             return Err(SwapError::Missing(precision, why));
@@ -703,13 +766,15 @@ impl Engines {
     }
 
     /// Gives up a failing INT8 engine; `false` when that is not the one that runs.
-    fn fall_back(&mut self, error: &EngineError) -> bool {
-        if !self.int8_runs {
+    fn fall_back(&mut self, reason: String) -> bool {
+        let Some(engine) = self.int8.take_if(|_| self.int8_runs) else {
             return false;
-        }
+        };
         self.int8_runs = false;
-        self.int8 = None;
-        self.fallback = Some(error.to_string());
+        self.fallback = Some(Fallback {
+            model: engine.info.clone(),
+            reason,
+        });
         true
     }
 }
@@ -928,7 +993,7 @@ pub(crate) mod tests {
             }
             assert_eq!(models, ["i", "i", "f", "f"]);
             let active = pipeline.active().borrow().clone();
-            assert!(active.fallback.unwrap().contains(reason));
+            assert!(active.fallback.unwrap().reason.contains(reason));
             assert_eq!(active.int8, None);
             let refused = pipeline.select(Precision::Int8).await.unwrap_err();
             assert!(refused.to_string().contains(reason), "{refused}");
@@ -1005,6 +1070,40 @@ pub(crate) mod tests {
                 },
             }],
         }
+    }
+
+    #[tokio::test]
+    async fn an_int8_model_that_goes_on_disagreeing_with_float_is_given_up() {
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, |_| Ok(one_box(7.0))));
+        let settings = ShadowSettings {
+            every: 2,
+            budget: 1.0,
+            window: 3,
+            min_f1: 0.5,
+        };
+        let float = || Ok(engine("f", Precision::Float, |_| Ok(one_box(7.0))));
+        pipeline.start_shadow(settings, float).unwrap();
+        let off = engine("i", Precision::Int8, |_| Ok(one_box(40.0)));
+        pipeline.install(off).await.unwrap();
+        let mut active = pipeline.active();
+        let limit = Instant::now() + PATIENCE;
+        for stamp in 1.. {
+            pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
+            next(&mut outputs).await;
+            if active.has_changed().unwrap() && active.borrow_and_update().fallback.is_some() {
+                break;
+            }
+            assert!(Instant::now() < limit);
+        }
+        let active = active.borrow().clone();
+        let fallback = active.fallback.unwrap();
+        assert!(fallback.reason.contains("F1 0.000"), "{}", fallback.reason);
+        assert_eq!(
+            (fallback.model.id.as_str(), active.model.id.as_str()),
+            ("i", "f")
+        );
+        assert_eq!(pipeline.statistics().shadow.unwrap().problem, None);
+        assert!(pipeline.stop(PATIENCE));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::shadow::ShadowSettings;
 use crate::calibration::selection::Choice;
 use crate::calibration::store::Limits;
 use crate::calibration::{ModelStore, Policy};
@@ -82,6 +83,11 @@ pub struct Settings {
     pub calibration_buffer_path: String,
     pub calibration_threads: usize,
     pub calibration_nice: i32,
+    pub calibration_max_memory_mb: usize,
+    pub shadow_every: usize,
+    pub shadow_budget: f64,
+    pub shadow_window: usize,
+    pub shadow_min_f1: f64,
     pub publish_markers: bool,
     pub diagnostics_max_processing_ms: f64,
 }
@@ -112,6 +118,11 @@ impl Default for Settings {
             calibration_buffer_path: String::new(),
             calibration_threads: 1,
             calibration_nice: 10,
+            calibration_max_memory_mb: 4000,
+            shadow_every: 0,
+            shadow_budget: 0.1,
+            shadow_window: 20,
+            shadow_min_f1: 0.8,
             publish_markers: true,
             diagnostics_max_processing_ms: 100.0,
         }
@@ -311,6 +322,41 @@ pub const SPECS: &[Spec] = &[
         set: |s, v| put(&mut s.calibration_nice, count(v, 0, 19).map(|n| n as i32)),
     },
     Spec {
+        name: "calibration.max_memory_mb",
+        description: "Memory of the quantization process at the most, megabytes; 0: no limit",
+        live: true,
+        get: |s| Value::Integer(s.calibration_max_memory_mb as i64),
+        set: |s, v| put(&mut s.calibration_max_memory_mb, count(v, 0, 100_000_000)),
+    },
+    Spec {
+        name: "shadow.every",
+        description: "Every so many INT8 frames the float model sees the frame, too; 0: never",
+        live: false,
+        get: |s| Value::Integer(s.shadow_every as i64),
+        set: |s, v| put(&mut s.shadow_every, count(v, 0, 1_000_000)),
+    },
+    Spec {
+        name: "shadow.budget",
+        description: "Share of one core's time that this may take, 0 to 1",
+        live: false,
+        get: |s| Value::Double(s.shadow_budget),
+        set: |s, v| put(&mut s.shadow_budget, number(v, 0.0, 1.0)),
+    },
+    Spec {
+        name: "shadow.window",
+        description: "Frames of that kind that are judged together",
+        live: false,
+        get: |s| Value::Integer(s.shadow_window as i64),
+        set: |s, v| put(&mut s.shadow_window, count(v, 1, 10_000)),
+    },
+    Spec {
+        name: "shadow.min_f1",
+        description: "F1 of INT8's boxes against float's below which INT8 is given up",
+        live: false,
+        get: |s| Value::Double(s.shadow_min_f1),
+        set: |s, v| put(&mut s.shadow_min_f1, number(v, 0.0, 1.0)),
+    },
+    Spec {
         name: "publish.markers",
         description: "Whether to publish markers for RViz and Foxglove",
         live: true,
@@ -402,6 +448,16 @@ impl Settings {
             bytes: self.store_max_mb as u64 * 1_000_000,
         };
         ModelStore::new(self.store_folder(ros_home), limits)
+    }
+
+    /// The float model's check of the INT8 one.
+    pub fn shadow(&self) -> ShadowSettings {
+        ShadowSettings {
+            every: self.shadow_every,
+            budget: self.shadow_budget,
+            window: self.shadow_window,
+            min_f1: self.shadow_min_f1,
+        }
     }
 
     /// Which frames the calibration buffer keeps.

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 use super::calibrator::{self, Job, JobError, Progress, Verdict};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
-use super::pipeline::{Active, Pipeline, SwapError};
+use super::pipeline::{Active, Fallback, Pipeline, SwapError};
 use super::settings::Settings;
 use crate::calibration::store::{Pick, StoreError, Version, float_files};
 use crate::calibration::{BufferError, ModelStore};
@@ -138,7 +138,7 @@ impl Status {
             model_path: active.model.path.clone(),
             precision: active.model.precision,
             int8_model_id: active.int8.as_ref().map(|model| model.id.clone()),
-            fallback: active.fallback.clone(),
+            fallback: active.fallback.as_ref().map(|f| f.reason.clone()),
             start: work.start.clone(),
             store_problem: work.store_problem.clone(),
             last: work.last.clone(),
@@ -396,16 +396,20 @@ impl Supervisor {
     /// Tells the store of models that the pipeline gives up by itself, as long as it lives.
     pub async fn watch_fallbacks(self: Arc<Self>) {
         let mut active = self.pipeline.active();
-        let mut int8 = active.borrow_and_update().int8.clone();
-        while active.changed().await.is_ok() {
-            let now = active.borrow_and_update().clone();
-            if let (Some(reason), Some(model), None) = (&now.fallback, &int8, &now.int8)
+        let mut told = None;
+        loop {
+            let fallback = active.borrow_and_update().fallback.clone();
+            if fallback != told
+                && let Some(Fallback { model, reason }) = &fallback
                 && let Some(id) = self.paths.store.id_of(&model.path)
             {
                 let done = self.paths.store.give_up(&self.paths.node, &id, reason);
                 self.note_store(done.map(drop));
             }
-            int8 = now.int8;
+            told = fallback;
+            if active.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -567,6 +571,7 @@ impl Supervisor {
             out: incoming.path().join("model"),
             threads: settings.calibration_threads,
             nice: settings.calibration_nice,
+            max_memory_mb: settings.calibration_max_memory_mb,
         };
         let verdict = self.quantize(&job, cancel.clone()).await?;
         if *cancel.borrow() {

@@ -9,12 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::frames::{Role, Spool};
 use super::progress::{Progress, Stage};
-use super::recipe::{CheckSettings, Gate};
+use super::recipe::{Bounds, CheckSettings, Gate};
 use super::report::null_is_nan;
 use super::{PtqError, go_on};
 use crate::detector::runtime::RuntimeOptions;
 use crate::detector::{Detector, ModelDescription};
-use crate::eval::{Agreement, AgreementCell, agreement};
+use crate::eval::{Agreement, AgreementCell, Spread, agreement};
 use crate::geometry::Detection;
 
 /// Which kernels ran, by ONNX Runtime's own profile.
@@ -392,13 +392,83 @@ fn profile(
     read_profile(&text, layers).map_err(|message| PtqError::Profile { file, message })
 }
 
-/// Whether there are enough boxes of a class to hold it against the gate's bounds. Boxes that only INT8 finds count
-/// as much as boxes it misses.
-pub fn is_judged(cell: &AgreementCell, gate: &Gate) -> bool {
-    (cell.matched + cell.missed).max(cell.matched + cell.extra) >= gate.min_boxes
+/// What a bound is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    F1,
+    Missed,
+    Extra,
+    Centre,
+    Heading,
+    Size,
 }
 
-/// Holds the agreement against the gate's bounds.
+/// A bound that is not kept.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Breach {
+    pub measure: Measure,
+    pub value: f64,
+    pub bound: f64,
+}
+
+impl std::fmt::Display for Breach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Breach {
+            measure,
+            value,
+            bound,
+        } = self;
+        let (what, unit) = match measure {
+            Measure::F1 => return write!(f, "F1 {value:.3} is below {bound}"),
+            Measure::Missed => ("share of missed boxes", ""),
+            Measure::Extra => ("share of extra boxes", ""),
+            Measure::Centre => ("mean centre error", " m"),
+            Measure::Heading => ("mean heading error", " rad"),
+            Measure::Size => ("mean size error", " m"),
+        };
+        write!(f, "{what} {value:.3}{unit} is above {bound}{unit}")
+    }
+}
+
+impl Bounds {
+    /// Whether there are enough boxes to judge. Boxes that only INT8 finds count as much as boxes it misses.
+    pub fn judges(&self, cell: &AgreementCell) -> bool {
+        (cell.matched + cell.missed).max(cell.matched + cell.extra) >= self.min_boxes
+    }
+
+    /// The bounds that some boxes do not keep, all of them if there are enough to judge.
+    pub fn breaches(&self, cell: &AgreementCell) -> Vec<Breach> {
+        if !self.judges(cell) {
+            return Vec::new();
+        }
+        let mean = |spread: Option<Spread>| spread.map_or(0.0, |s| s.mean);
+        let share = |part: usize| part as f64 / (cell.matched + part).max(1) as f64;
+        let f1 = cell.f1.unwrap_or(0.0);
+        let above = [
+            (Measure::Missed, share(cell.missed), self.max_missed),
+            (Measure::Extra, share(cell.extra), self.max_extra),
+            (Measure::Centre, mean(cell.centre), self.max_centre_error),
+            (Measure::Heading, mean(cell.yaw), self.max_yaw_error),
+            (Measure::Size, mean(cell.size), self.max_size_error),
+        ];
+        let below = (f1 < self.min_f1).then_some(Breach {
+            measure: Measure::F1,
+            value: f1,
+            bound: self.min_f1,
+        });
+        let above = above.into_iter().filter(|(_, value, bound)| value > bound);
+        below
+            .into_iter()
+            .chain(above.map(|(measure, value, bound)| Breach {
+                measure,
+                value,
+                bound,
+            }))
+            .collect()
+    }
+}
+
+/// Holds the agreement against the gate's bounds: each class, and each class in each distance band.
 pub fn judge(agreement: &Agreement, gate: &Gate) -> Verdict {
     let mut reasons = Vec::new();
     let total = agreement.total.matched + agreement.total.missed;
@@ -408,30 +478,19 @@ pub fn judge(agreement: &Agreement, gate: &Gate) -> Verdict {
             agreement.frames, gate.min_boxes_total
         ));
     }
+    let mut hold = |name: &str, cell: &AgreementCell, bounds: &Bounds| {
+        let counts = format!(
+            "{} matched, {} missed, {} extra",
+            cell.matched, cell.missed, cell.extra
+        );
+        let breaches = bounds.breaches(cell);
+        reasons.extend(breaches.iter().map(|b| format!("{name}: {b} ({counts})")));
+    };
     for class in &agreement.classes {
-        let cell = &class.all;
-        if !is_judged(cell, gate) {
-            continue;
-        }
-        let f1 = cell.f1.unwrap_or(0.0);
-        if f1 < gate.min_f1 {
-            reasons.push(format!(
-                "{}: F1 {f1:.3} is below {} ({} matched, {} missed, {} extra)",
-                class.class, gate.min_f1, cell.matched, cell.missed, cell.extra
-            ));
-        }
-        for (what, spread, bound) in [
-            ("centre error", &cell.centre, gate.max_centre_error),
-            ("heading error", &cell.yaw, gate.max_yaw_error),
-            ("size error", &cell.size, gate.max_size_error),
-        ] {
-            if let Some(spread) = spread
-                && spread.mean > bound
-            {
-                reasons.push(format!(
-                    "{}: mean {what} {:.3} is above {bound}",
-                    class.class, spread.mean
-                ));
+        hold(&class.class, &class.all, &gate.class());
+        if let Some(bounds) = &gate.bands {
+            for band in &class.bands {
+                hold(&format!("{} at {} m", class.class, band.band), band, bounds);
             }
         }
     }
@@ -482,6 +541,56 @@ mod tests {
         assert!(moved.reasons[0].contains("centre error"), "{moved:?}");
         let extra = verdict(&boxes(30, 0.0), &boxes(45, 0.0));
         assert!(!extra.accepted, "{extra:?}");
+    }
+
+    #[test]
+    fn a_band_is_judged_by_its_own_bounds() {
+        // A hundred cars near, and some far away that INT8 sees elsewhere.
+        let at = |far: f32| {
+            let mut found = boxes(30, 0.0);
+            let near: Vec<Detection> = (0..100)
+                .map(|i| {
+                    let mut d = found[0][0].clone();
+                    d.bbox.center = Vector3::new(5.0, i as f32 * 0.4 - 20.0, 0.0);
+                    d
+                })
+                .collect();
+            let far = (0..35).map(|i| {
+                let mut d = near[0].clone();
+                d.bbox.center = Vector3::new(60.0 + far, i as f32 * 3.0 - 51.0, 0.0);
+                d
+            });
+            found[0] = near.iter().cloned().chain(far).collect();
+            found
+        };
+        let found = verdict(&at(0.0), &at(0.3));
+        assert_eq!(found.reasons.len(), 1, "{found:?}");
+        assert!(
+            found.reasons[0].starts_with("CAR at 50+ m: mean centre error 0.300 m is above"),
+            "{found:?}"
+        );
+        let mut gate = quick().gate;
+        gate.bands = None;
+        let agreed = agreement(&at(0.0), &at(0.3), &["CAR".to_string()], &gate.pairing);
+        assert!(judge(&agreed, &gate).accepted);
+    }
+
+    #[test]
+    fn missed_and_extra_boxes_have_bounds_of_their_own() {
+        let mut gate = quick().gate;
+        (gate.min_f1, gate.bands) = (0.0, None);
+        (gate.max_missed, gate.max_extra) = (0.1, 0.2);
+        let judged = |a: usize, b: usize| {
+            let (a, b) = (boxes(a, 0.0), boxes(b, 0.0));
+            judge(
+                &agreement(&a, &b, &["CAR".to_string()], &gate.pairing),
+                &gate,
+            )
+        };
+        assert!(judged(30, 27).accepted);
+        assert!(judged(30, 26).reasons[0].contains("missed boxes 0.133 is above 0.1"));
+        assert!(judged(30, 37).accepted);
+        assert!(judged(30, 38).reasons[0].contains("extra boxes 0.211 is above 0.2"));
     }
 
     #[test]

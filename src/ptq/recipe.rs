@@ -208,12 +208,99 @@ pub struct Gate {
     pub min_boxes_total: usize,
     /// Least F1 of the boxes, per judged class.
     pub min_f1: f64,
+    /// Largest share of float's boxes that INT8 may miss, per judged class.
+    #[serde(default = "no_bound")]
+    pub max_missed: f64,
+    /// Largest share of INT8's boxes that float does not have, per judged class.
+    #[serde(default = "no_bound")]
+    pub max_extra: f64,
     /// Largest mean distance of paired centres on the ground, metres, per judged class.
     pub max_centre_error: f64,
     /// Largest mean difference of paired headings, radians, per judged class.
     pub max_yaw_error: f64,
     /// Largest mean difference of paired sizes, metres, per judged class.
     pub max_size_error: f64,
+    /// What holds for the boxes of a class in one distance band; bands are not judged without this section.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bands: Option<Bounds>,
+}
+
+fn no_bound() -> f64 {
+    1.0
+}
+
+/// What some boxes of two models have to keep to.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Bounds {
+    /// Fewer boxes than this are not judged.
+    pub min_boxes: usize,
+    pub min_f1: f64,
+    #[serde(default = "no_bound")]
+    pub max_missed: f64,
+    #[serde(default = "no_bound")]
+    pub max_extra: f64,
+    pub max_centre_error: f64,
+    pub max_yaw_error: f64,
+    pub max_size_error: f64,
+}
+
+impl Gate {
+    /// What holds for a whole class.
+    pub fn class(&self) -> Bounds {
+        Bounds {
+            min_boxes: self.min_boxes,
+            min_f1: self.min_f1,
+            max_missed: self.max_missed,
+            max_extra: self.max_extra,
+            max_centre_error: self.max_centre_error,
+            max_yaw_error: self.max_yaw_error,
+            max_size_error: self.max_size_error,
+        }
+    }
+
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let of_bands = |bounds: Bounds| {
+            let (key, problem) = bounds.problem()?;
+            let keys = [
+                ("gate.min_f1", "gate.bands.min_f1"),
+                ("gate.max_missed", "gate.bands.max_missed"),
+                ("gate.max_extra", "gate.bands.max_extra"),
+                ("gate.max_centre_error", "gate.bands.max_centre_error"),
+                ("gate.max_yaw_error", "gate.bands.max_yaw_error"),
+                ("gate.max_size_error", "gate.bands.max_size_error"),
+            ];
+            let named = keys.into_iter().find(|(class, _)| *class == key);
+            Some((named.map_or(key, |(_, band)| band), problem))
+        };
+        let class = self.class().problem();
+        class.or_else(|| self.bands.and_then(of_bands))
+    }
+}
+
+impl Bounds {
+    /// The first key that holds nonsense.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        for (key, value) in [
+            ("gate.min_f1", self.min_f1),
+            ("gate.max_missed", self.max_missed),
+            ("gate.max_extra", self.max_extra),
+        ] {
+            if !(0.0..=1.0).contains(&value) {
+                return Some((key, format!("{value}; 0 to 1")));
+            }
+        }
+        for (key, value) in [
+            ("gate.max_centre_error", self.max_centre_error),
+            ("gate.max_yaw_error", self.max_yaw_error),
+            ("gate.max_size_error", self.max_size_error),
+        ] {
+            if value.is_nan() || value <= 0.0 {
+                return Some((key, format!("{value}; must be above 0")));
+            }
+        }
+        None
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -354,18 +441,8 @@ impl Recipe {
                 return Some(found);
             }
         }
-        let g = &self.gate;
-        if !(0.0..=1.0).contains(&g.min_f1) {
-            return Some(("gate.min_f1", format!("{}; 0 to 1", g.min_f1)));
-        }
-        for (key, value) in [
-            ("gate.max_centre_error", g.max_centre_error),
-            ("gate.max_yaw_error", g.max_yaw_error),
-            ("gate.max_size_error", g.max_size_error),
-        ] {
-            if value.is_nan() || value <= 0.0 {
-                return Some((key, format!("{value}; must be above 0")));
-            }
+        if let Some(found) = self.gate.problem() {
+            return Some(found);
         }
         if self.check.latency_runs == 0 {
             return Some(("check.latency_runs", "must be at least 1".into()));

@@ -152,7 +152,8 @@ impl Diagnostics {
                 format!("the engine failed on {failed} clouds: {problem}"),
             );
         }
-        if let Some(reason) = &active.fallback {
+        if let Some(fallback) = &active.fallback {
+            let reason = &fallback.reason;
             task.warn(format!("fell back from INT8 to float: {reason}"));
         }
         let limit = settings.diagnostics_max_processing_ms;
@@ -177,6 +178,16 @@ impl Diagnostics {
         task.value("model_bytes", active.model.bytes);
         task.value("published_int8", now.published_int8);
         task.value("dropped_pillars", now.dropped_pillars);
+        if let Some(shadow) = &statistics.shadow {
+            if let Some(problem) = &shadow.problem {
+                task.warn(format!("the float model cannot check INT8: {problem}"));
+            }
+            task.value("shadow_frames", shadow.checked);
+            task.value("shadow_frames_skipped", shadow.skipped);
+            if let Some(f1) = shadow.f1 {
+                task.value("shadow_f1", format!("{f1:.3}"));
+            }
+        }
         task.latency("processing", statistics.processing);
         task.latency("inference_float", statistics.inference_float);
         task.latency("inference_int8", statistics.inference_int8);

@@ -167,6 +167,7 @@ pub fn run() -> Result<(), NodeError> {
         node: name.clone(),
     };
     let resume = settings.store_resume;
+    let shadow = settings.shadow();
     let buffer = CalibrationBuffer::open(
         &settings.buffer_folder(&ros_home, &name),
         settings.buffer_policy(),
@@ -204,6 +205,21 @@ pub fn run() -> Result<(), NodeError> {
             what: "the pipeline",
             source,
         })?;
+    if shadow.every > 0 && pipeline.base().precision == Precision::Float {
+        let (model, options) = (
+            paths.model.clone(),
+            RuntimeOptions {
+                threads: 1,
+                ..runtime_options.clone()
+            },
+        );
+        pipeline
+            .start_shadow(shadow, move || Engine::load(&model, &options))
+            .map_err(|source| NodeError::Start {
+                what: "the shadow check",
+                source,
+            })?;
+    }
     let supervisor = Supervisor::new(pipeline.clone(), settings.clone(), runtime_options, paths);
 
     let Topics {

@@ -11,9 +11,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::svg::{Axis, Mark};
 use super::{FileRecord, LayerReport, Report, TensorReport};
 use crate::eval::{AgreementCell, Spread};
-use crate::ptq::check::{Latency, Operator, is_judged};
+use crate::ptq::check::{Latency, Measure, Operator};
 use crate::ptq::frames::Role;
 use crate::ptq::quantizer::Quantizer;
+use crate::ptq::recipe::Bounds;
 use crate::ptq::recipe::Target;
 use crate::ptq::reconstruct::Outcome;
 use crate::ptq::reconstruct::sensitivity::{Promotion, Sensitivity};
@@ -170,14 +171,34 @@ fn tiles(report: &Report) -> Markup {
     }
 }
 
+/// Bounds in words.
+fn limits(bounds: &Bounds) -> String {
+    let share = |what: &str, bound: f64| match bound < 1.0 {
+        true => format!("up to {:.0} % of the boxes {what}, ", bound * 100.0),
+        false => String::new(),
+    };
+    format!(
+        "{} boxes: F1 {} or more, {}{}mean errors of centre up to {} m, size up to {} m, heading up to {} rad",
+        bounds.min_boxes,
+        bounds.min_f1,
+        share("missed", bounds.max_missed),
+        share("extra", bounds.max_extra),
+        bounds.max_centre_error,
+        bounds.max_size_error,
+        bounds.max_yaw_error
+    )
+}
+
 fn agreement(report: &Report) -> Markup {
     let agreement = &report.check.agreement;
     let gate = &report.recipe.gate;
     let axis = Axis::linear([1.0]);
     let mean = |spread: Option<Spread>| spread.map(|s| s.mean);
-    let above = |spread: Option<Spread>, bound: f64| spread.is_some_and(|s| s.mean > bound);
-    // Only whole classes are held against the gate's bounds.
-    let row = |name: &str, cell: &AgreementCell, class: &str, judged: bool| {
+    // Sums over the classes are not held against bounds.
+    let row = |name: &str, cell: &AgreementCell, class: &str, bounds: Option<&Bounds>| {
+        let breaches = bounds.map_or(Vec::new(), |bounds| bounds.breaches(cell));
+        let breaks = |measure| breaches.iter().any(|b| b.measure == measure);
+        let judged = bounds.is_some_and(|bounds| bounds.judges(cell));
         let boxes = (cell.matched + cell.missed + cell.extra) as f64;
         let matched = cell.matched as f64 / boxes;
         let missed = matched + cell.missed as f64 / boxes;
@@ -195,24 +216,27 @@ fn agreement(report: &Report) -> Markup {
                 td { (name) @if !judged && class == "whole" { span.note { " not judged" } } }
                 td.drawing { @if boxes > 0.0 { (axis.row(&words, marks)) } @else { span.dim { "no boxes" } } }
                 td.n { (cell.matched) }
-                td.n { (cell.missed) }
-                td.n { (cell.extra) }
-                td.n.bad[judged && cell.f1.is_some_and(|f1| f1 < gate.min_f1)] { (fixed(cell.f1)) }
-                td.n.bad[judged && above(cell.centre, gate.max_centre_error)] { (fixed(mean(cell.centre))) }
-                td.n.bad[judged && above(cell.size, gate.max_size_error)] { (fixed(mean(cell.size))) }
-                td.n.bad[judged && above(cell.yaw, gate.max_yaw_error)] { (fixed(mean(cell.yaw))) }
+                td.n.bad[breaks(Measure::Missed)] { (cell.missed) }
+                td.n.bad[breaks(Measure::Extra)] { (cell.extra) }
+                td.n.bad[breaks(Measure::F1)] { (fixed(cell.f1)) }
+                td.n.bad[breaks(Measure::Centre)] { (fixed(mean(cell.centre))) }
+                td.n.bad[breaks(Measure::Size)] { (fixed(mean(cell.size))) }
+                td.n.bad[breaks(Measure::Heading)] { (fixed(mean(cell.yaw))) }
                 td.n { (fixed(mean(cell.velocity))) }
                 td.n { (fixed(cell.score_shift)) }
             }
         }
     };
+    let whole = gate.class();
     let seen = |cell: &&AgreementCell| cell.matched + cell.missed + cell.extra > 0;
     html! {
         p {
             "Boxes of both models on " (agreement.frames) " held-out frames, paired one to one. The gate judges each "
-            "class with at least " (gate.min_boxes) " boxes: F1 " (gate.min_f1) " or more, mean errors of centre up to "
-            (gate.max_centre_error) " m, size up to " (gate.max_size_error) " m, heading up to " (gate.max_yaw_error)
-            " rad. Values that break a bound are red. Distance bands are in metres."
+            "class with at least " (limits(&gate.class())) "."
+            @if let Some(bands) = &gate.bands {
+                " In each distance band it judges each class with at least " (limits(bands)) "."
+            }
+            " Values that break a bound are red. Distance bands are in metres."
         }
         div.legend {
             @for (class, what) in [("matched", "in both"), ("missed", "only float"), ("extra", "only INT8")] {
@@ -236,15 +260,14 @@ fn agreement(report: &Report) -> Markup {
                 }
             }
             tbody {
-                (row("all", &agreement.total, "total", false))
+                (row("all", &agreement.total, "total", None))
                 @for band in agreement.bands.iter().filter(seen) {
-                    (row(&band.band, band, "part", false))
+                    (row(&band.band, band, "part", None))
                 }
                 @for class in &agreement.classes {
-                    @let judged = is_judged(&class.all, gate);
-                    (row(&class.class, &class.all, "whole", judged))
+                    (row(&class.class, &class.all, "whole", Some(&whole)))
                     @for band in class.bands.iter().filter(seen) {
-                        (row(&band.band, band, "part", false))
+                        (row(&band.band, band, "part", gate.bands.as_ref()))
                     }
                 }
             }
