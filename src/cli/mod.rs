@@ -12,6 +12,7 @@ pub mod play;
 pub mod quantize;
 pub mod render;
 pub mod report;
+pub mod select;
 pub mod simulate;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +33,8 @@ enum Command {
     Detect(detect::Args),
     /// Turn a float model into an INT8 one from the frames of a bag
     Quantize(quantize::Args),
+    /// Choose frames of a long recording to calibrate with, as a node chooses them from its traffic
+    Select(select::Args),
     /// Make the page of a quantization again from its stored report
     Report(report::Args),
     /// Score a model against ground truth, or two models against each other
@@ -58,6 +61,7 @@ pub fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Detect(args) => detect::run(args),
         Command::Quantize(args) => quantize::run(args),
+        Command::Select(args) => select::run(args),
         Command::Report(args) => report::run(args),
         Command::Evaluate(args) => evaluate::run(args),
         Command::Simulate(args) => simulate::run(args),

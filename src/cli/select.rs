@@ -1,0 +1,101 @@
+//! `centerpoint_ptq select`: choose frames of a long recording to calibrate with, as a node chooses them from its traffic.
+//!
+//! What is written is a bag like a node's calibration buffer: `quantize` reads from it which frames calibrate and which check.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, ensure};
+
+use super::detect::{FrameArgs, RuntimeArgs};
+use crate::calibration::selection::Choice;
+use crate::calibration::{CalibrationBuffer, Policy};
+use crate::detector::{Detector, ModelDescription};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Description of the float model: what it detects is part of the choice
+    #[arg(long)]
+    model: PathBuf,
+    #[command(flatten)]
+    frames: FrameArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
+    /// rosbag2 folder to write; must not exist
+    #[arg(long)]
+    out: PathBuf,
+    /// Frames to choose, a quarter of them to check with
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..))]
+    max_frames: u32,
+    /// diverse, newest or random
+    #[arg(long, default_value_t = Choice::Diverse)]
+    choice: Choice,
+    /// Seconds between two frames at the least
+    #[arg(long, default_value_t = Policy::default().min_period_s)]
+    min_period: f64,
+    /// Frames of one place (2 m) at the most, where the choice is diverse
+    #[arg(long, default_value_t = Policy::default().per_place)]
+    per_place: usize,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let Args { out, .. } = &args;
+    ensure!(
+        !out.exists(),
+        "{} exists already; choose another folder, or remove it",
+        out.display()
+    );
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let context = || format!("cannot write {}", out.display());
+    std::fs::create_dir_all(&parent).with_context(context)?;
+    let folder = tempfile::Builder::new()
+        .prefix(".select-")
+        .tempdir_in(&parent)
+        .with_context(context)?;
+    let policy = Policy {
+        choice: args.choice,
+        max_frames: args.max_frames as usize,
+        max_bytes: u64::MAX,
+        min_period_s: args.min_period,
+        per_place: args.per_place,
+        max_age_s: 0.0,
+    };
+    let model = ModelDescription::load(&args.model)?;
+    let mut detector = Detector::load(&model, &args.runtime.options())?;
+    let buffer = CalibrationBuffer::open(folder.path(), policy).with_context(context)?;
+    let bar = indicatif::ProgressBar::new_spinner()
+        .with_style(indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?);
+    for frame in args.frames.open(&model)? {
+        let frame = Arc::new(frame?);
+        let found = detector
+            .detect(&frame.points)
+            .with_context(|| format!("at stamp {}", frame.stamp))?;
+        buffer.offer(&frame, &found.detections, model.classes.len());
+        buffer.settle();
+        if let Some(problem) = buffer.fill().problem {
+            anyhow::bail!(problem);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let snapshot = buffer.snapshot()?;
+    let fill = buffer.fill();
+    ensure!(fill.frames() > 0, "{} holds no frame", args.frames.bag.display());
+    std::fs::rename(&snapshot.bag, out).with_context(context)?;
+    println!(
+        "{}: {} frames to calibrate with and {} to check with, of {}; diversity {:.3}",
+        out.display(),
+        snapshot.calibration,
+        snapshot.held_out,
+        bar.position(),
+        fill.diversity.unwrap_or(0.0)
+    );
+    let objects = model.classes.iter().zip(&fill.objects);
+    for (class, count) in objects {
+        println!("  {class:<12} {count:>6} detected");
+    }
+    Ok(())
+}
