@@ -529,7 +529,7 @@ fn remove(path: &Path) -> Result<(), BufferError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::calibration::selection::{Choice, GAP_S};
+    use crate::calibration::selection::Choice;
     use crate::cloud::frames::{FrameAssembler, Frames, InputOptions};
     use crate::cloud::{Point, Points};
 
@@ -611,9 +611,10 @@ mod tests {
             );
             assert!(
                 held.len() >= 3
-                    && held
-                        .iter()
-                        .all(|h| { made.iter().all(|m| (m - h).abs() as f64 >= GAP_S) })
+                    && held.iter().all(|h| {
+                        made.iter()
+                            .all(|m| (m - h).abs() as f64 >= buffer.policy().gap_s)
+                    })
             );
             // One file each, and the list.
             assert_eq!(files(&bag), found.frames() + 1);

@@ -68,6 +68,8 @@ pub struct Policy {
     pub min_period_s: f64,
     /// Frames taken within [`PLACE_M`] of each other at the most, of one role.
     pub per_place: usize,
+    /// Seconds between frames of different roles at the least.
+    pub gap_s: f64,
     /// Seconds after which a frame leaves; 0: never.
     pub max_age_s: f64,
 }
@@ -80,6 +82,7 @@ impl Default for Policy {
             max_bytes: 1_000_000_000,
             min_period_s: 0.5,
             per_place: 4,
+            gap_s: 2.0,
             max_age_s: 0.0,
         }
     }
@@ -96,8 +99,6 @@ const TRAVEL_M: f64 = 20.0;
 const HOLD_OUT_EVERY: u64 = 4;
 const RUN_FRAMES: usize = 4;
 const RUN_S: f64 = 10.0;
-/// Seconds between frames of different roles at the least.
-pub const GAP_S: f64 = 2.0;
 
 /// Directions and rings of the scene's histogram; the outer ring is open.
 const SECTORS: usize = 12;
@@ -343,7 +344,8 @@ impl Selector {
     pub fn decide(&mut self, signature: &Signature, bytes: u64) -> Decision {
         self.run = self.run.at(signature.stamp);
         let role = self.run.role();
-        let near = |e: &Entry| e.signature.stamp.seconds_since(signature.stamp).abs() < GAP_S;
+        let near =
+            |e: &Entry| e.signature.stamp.seconds_since(signature.stamp).abs() < self.policy.gap_s;
         if self.entries.iter().any(|e| e.role != role && near(e)) {
             return Decision::Leave;
         }
@@ -649,7 +651,7 @@ mod tests {
             for a in selector.entries().iter().filter(|e| e.role == made) {
                 for b in selector.entries().iter().filter(|e| e.role == held) {
                     let apart = a.signature.stamp.seconds_since(b.signature.stamp).abs();
-                    assert!(apart >= GAP_S, "{choice}: {apart} s");
+                    assert!(apart >= selector.policy().gap_s, "{choice}: {apart} s");
                 }
             }
         }

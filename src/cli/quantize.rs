@@ -6,8 +6,8 @@
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -85,14 +85,21 @@ enum ProgressKind {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let stop = watch_signals()?;
-    if let Some(megabytes) = args.max_memory_mb {
-        limit_memory(megabytes)?;
-    }
+    let too_much = match args.max_memory_mb {
+        Some(megabytes) => Some(limit_memory(megabytes, stop.clone())?),
+        None => None,
+    };
     if let Some(parent) = args.parent {
         watch_parent(parent, stop.clone())?;
     }
     let kind = args.progress;
-    let result = work(&args, stop);
+    let mut result = work(&args, stop);
+    if let Err(error) = &result
+        && is_cancelled(error)
+        && let Some(reason) = too_much.as_ref().and_then(|reason| reason.get())
+    {
+        result = Err(anyhow::anyhow!("{reason}; nothing was written"));
+    }
     let code = match &result {
         Ok(report) if report.check.verdict.accepted => 0,
         Ok(_) => REFUSED,
@@ -228,16 +235,49 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
 
 /// A flag that SIGINT and SIGTERM set. A second signal ends the process the hard way, which leaves at most a hidden
 /// `.partial` folder.
-/// Allocations beyond it fail, and the process ends with a word about that.
-fn limit_memory(megabytes: u64) -> anyhow::Result<()> {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let bytes = megabytes.saturating_mul(1_000_000);
-    let limit = Rlimit {
-        current: Some(bytes),
-        maximum: getrlimit(Resource::Data).maximum,
-    };
-    setrlimit(Resource::Data, limit)
-        .with_context(|| format!("cannot limit the memory to {megabytes} MB"))
+/// Raises the flag once the process holds more memory than this, and ends it where that does not help soon. The value
+/// that comes back says what happened, once it has.
+///
+/// A limit of the system's would be stricter, but libraries that get no memory do not all fail: some wait for ever.
+fn limit_memory(megabytes: u64, stop: Arc<AtomicBool>) -> anyhow::Result<Arc<OnceLock<String>>> {
+    const PERIOD: Duration = Duration::from_millis(20);
+    /// Periods until the process is ended.
+    const PATIENCE: u32 = 250;
+    let limit = megabytes.saturating_mul(1_000_000);
+    resident().context("cannot watch the memory: /proc/self/statm cannot be read")?;
+    let reason = Arc::new(OnceLock::new());
+    let told = reason.clone();
+    std::thread::Builder::new()
+        .name("memory".into())
+        .spawn(move || {
+            let mut periods = 0;
+            loop {
+                std::thread::sleep(PERIOD);
+                let now = resident().unwrap_or(0);
+                if now > limit && told.get().is_none() {
+                    let _ = told.set(format!(
+                        "it needs more than {megabytes} MB of memory, the most that it may take"
+                    ));
+                    stop.store(true, Ordering::Relaxed);
+                }
+                periods += u32::from(told.get().is_some());
+                if periods > PATIENCE || now > limit.saturating_mul(5) / 4 {
+                    let message = told.get().map_or("too much memory", String::as_str);
+                    let event = json!({"event": "error", "message": message});
+                    let _ = writeln!(std::io::stdout(), "{event}");
+                    eprintln!("{message}");
+                    std::process::exit(1);
+                }
+            }
+        })?;
+    Ok(reason)
+}
+
+/// Bytes of memory that this process holds.
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
 }
 
 /// Raises the flag once `parent` is not the parent any more, and ends the process where that does not.

@@ -33,6 +33,9 @@ pub struct Args {
     /// Seconds between two frames at the least
     #[arg(long, default_value_t = Policy::default().min_period_s)]
     min_period: f64,
+    /// Seconds between a frame to calibrate with and one to check with at the least
+    #[arg(long, default_value_t = Policy::default().gap_s)]
+    gap: f64,
     /// Frames of one place (2 m) at the most, where the choice is diverse
     #[arg(long, default_value_t = Policy::default().per_place)]
     per_place: usize,
@@ -61,13 +64,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         max_bytes: u64::MAX,
         min_period_s: args.min_period,
         per_place: args.per_place,
+        gap_s: args.gap,
         max_age_s: 0.0,
     };
     let model = ModelDescription::load(&args.model)?;
     let mut detector = Detector::load(&model, &args.runtime.options())?;
     let buffer = CalibrationBuffer::open(folder.path(), policy).with_context(context)?;
-    let bar = indicatif::ProgressBar::new_spinner()
-        .with_style(indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?);
+    let bar = indicatif::ProgressBar::new_spinner().with_style(
+        indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?,
+    );
     for frame in args.frames.open(&model)? {
         let frame = Arc::new(frame?);
         let found = detector
@@ -83,7 +88,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     bar.finish_and_clear();
     let snapshot = buffer.snapshot()?;
     let fill = buffer.fill();
-    ensure!(fill.frames() > 0, "{} holds no frame", args.frames.bag.display());
+    ensure!(
+        fill.frames() > 0,
+        "{} holds no frame",
+        args.frames.bag.display()
+    );
     std::fs::rename(&snapshot.bag, out).with_context(context)?;
     println!(
         "{}: {} frames to calibrate with and {} to check with, of {}; diversity {:.3}",

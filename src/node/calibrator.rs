@@ -209,9 +209,6 @@ fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit code {code}"),
         (None, Some(9)) => "killed by signal 9, perhaps for lack of memory".into(),
-        (None, Some(6)) => {
-            "ended by signal 6, perhaps at the limit calibration.max_memory_mb".into()
-        }
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "unknown status".into(),
     }

@@ -78,6 +78,7 @@ pub struct Settings {
     pub calibration_min_period_s: f64,
     pub calibration_choice: Choice,
     pub calibration_per_place: usize,
+    pub calibration_gap_s: f64,
     pub calibration_max_mb: usize,
     pub calibration_max_age_s: f64,
     pub calibration_buffer_path: String,
@@ -113,6 +114,7 @@ impl Default for Settings {
             calibration_min_period_s: 0.5,
             calibration_choice: Choice::Diverse,
             calibration_per_place: 4,
+            calibration_gap_s: 2.0,
             calibration_max_mb: 1000,
             calibration_max_age_s: 0.0,
             calibration_buffer_path: String::new(),
@@ -285,6 +287,13 @@ pub const SPECS: &[Spec] = &[
         live: true,
         get: |s| Value::Integer(s.calibration_per_place as i64),
         set: |s, v| put(&mut s.calibration_per_place, count(v, 1, 10_000)),
+    },
+    Spec {
+        name: "calibration.gap_s",
+        description: "Seconds between a frame to calibrate with and one to check with at the least",
+        live: true,
+        get: |s| Value::Double(s.calibration_gap_s),
+        set: |s, v| put(&mut s.calibration_gap_s, number(v, 0.0, 3600.0)),
     },
     Spec {
         name: "calibration.max_mb",
@@ -468,6 +477,7 @@ impl Settings {
             max_bytes: self.calibration_max_mb as u64 * 1_000_000,
             min_period_s: self.calibration_min_period_s,
             per_place: self.calibration_per_place,
+            gap_s: self.calibration_gap_s,
             max_age_s: self.calibration_max_age_s,
         }
     }

@@ -75,6 +75,9 @@ def test_a_real_drive_is_detected_calibrated_from_and_detected_in_int8(ros, mode
             "calibration.max_frames": CALIBRATION_FRAMES,
             "calibration.min_frames": CALIBRATION_FRAMES,
             "calibration.min_period_s": 0.0,
+            # Two and a half seconds are too short to choose from, or to keep frames far apart.
+            "calibration.choice": "newest",
+            "calibration.gap_s": 0.15,
             "calibration.threads": 0,
             # Test machines are busy; nothing here is worth waiting behind.
             "calibration.nice": 0,

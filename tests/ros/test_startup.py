@@ -98,7 +98,8 @@ def test_parameters_of_a_running_node_are_checked(ros, eager_model):
     for name, value, reason in [
         ("calibration.max_frames", "many", "integer"),
         ("calibration.max_frames", -1, "between"),
-        ("calibration.max_frames", 3, "min_frames"),
+        ("calibration.max_frames", 3, "between"),
+        ("calibration.max_frames", 8, "min_frames"),
         ("model_path", "/other/model.yaml", "restart"),
         ("max_frames", 3, "did you mean"),
     ]:
