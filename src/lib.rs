@@ -30,6 +30,7 @@ pub mod calibration;
 pub mod cloud;
 pub mod detector;
 pub mod eval;
+mod files;
 pub mod geometry;
 pub mod node;
 pub mod onnx;

@@ -157,6 +157,27 @@ def test_a_full_disk_leaves_the_store_as_it_was(store, variants):
     assert not list((store.folder / "incoming").iterdir())
 
 
+def test_many_processes_change_one_store_at_once(store, variants):
+    """Two nodes, or ten, may share a store: no change of one is lost to another's."""
+    folders = variants(3)
+    running = [
+        subprocess.Popen(store.command("add", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for folder in folders * 3
+    ]
+    ends = [(p.communicate(timeout=60), p.returncode) for p in running]
+    assert all(code == 0 for _, code in ends), ends
+    ids = store.ids()
+    assert len(ids) == 3 and not list((store.folder / "incoming").iterdir())
+    nodes = [f"/node_{i}" for i in range(9)]
+    running = [
+        subprocess.Popen(store.command("activate", ids[i % 3], "--node", node), stderr=subprocess.PIPE, text=True)
+        for i, node in enumerate(nodes)
+    ]
+    assert all(p.wait(60) == 0 for p in running)
+    chosen = store.state()["nodes"]
+    assert {name: chosen[name]["runs"] for name in chosen} == {f"node_{i}": ids[i % 3] for i in range(9)}
+
+
 def test_a_store_is_whole_after_kills_at_any_moment(store, variants):
     """Adding, activating and removing are killed again and again; what is there is whole, and the node's choice is one
     that was made."""

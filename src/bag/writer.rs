@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use mcap::records::MessageHeader;
@@ -14,6 +14,7 @@ use super::metadata::{
     TopicWithCount, VERSION,
 };
 use super::msg::Message;
+use crate::files;
 
 /// Why a bag could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -343,17 +344,7 @@ pub fn write_metadata(folder: &Path, parts: &[Part]) -> Result<(), WriteError> {
             path: path.clone(),
             source,
         })?;
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".").tempfile_in(folder).map_err(io(&path))?;
-    file.write_all(text.as_bytes()).map_err(io(&path))?;
-    file.persist(&path)
-        .map_err(|error| io(&path)(error.error))?;
-    Ok(())
+    files::replace(&path, |file| file.write_all(text.as_bytes())).map_err(io(&path))
 }
 
 fn metadata(parts: &[Part]) -> Result<MetadataFile, serde_yaml::Error> {

@@ -13,7 +13,6 @@
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,6 +25,7 @@ use crate::bag::msg::{Header, Message, PointCloud2, Text};
 use crate::bag::{self, BagError, Part, PartTopic, Reader, Stamp, WriteError, Writer};
 use crate::cloud;
 use crate::cloud::frames::Frame;
+use crate::files;
 use crate::geometry::Detection;
 use crate::ptq::frames::Role;
 
@@ -514,16 +514,8 @@ fn name(path: &Path) -> String {
         .map_or(String::new(), |name| name.to_string_lossy().into_owned())
 }
 
-/// A file or a folder, whether it is there or not.
 fn remove(path: &Path) -> Result<(), BufferError> {
-    let removed = match path.is_dir() {
-        true => fs::remove_dir_all(path),
-        false => fs::remove_file(path),
-    };
-    match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", path)(error)),
-        _ => Ok(()),
-    }
+    files::remove(path).map_err(io("remove", path))
 }
 
 #[cfg(test)]

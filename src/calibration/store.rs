@@ -16,7 +16,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::detector::ModelDescription;
+use crate::files;
 use crate::ptq::frames::hex;
 use crate::ptq::recipe::{self, Target, has_exact_u8s8};
 use crate::ptq::report::{FileRecord, Report, ReportError};
@@ -720,41 +721,20 @@ fn is_temporary(name: &std::ffi::OsStr) -> bool {
     name.to_string_lossy().starts_with('.')
 }
 
-/// Replaces a file as a whole: whoever reads it, also after a power cut, sees the old text or the new one.
 fn write_whole(path: &Path, value: &impl Serialize) -> Result<(), StoreError> {
-    let failed = || io("write", path);
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let text = serde_json::to_string_pretty(value).map_err(|error| failed()(error.into()))?;
-    let mut builder = tempfile::Builder::new();
-    {
-        // Others may read it too; the umask still applies.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.prefix(".").tempfile_in(folder).map_err(failed())?;
-    writeln!(file, "{text}").map_err(failed())?;
-    file.as_file().sync_all().map_err(failed())?;
-    file.persist(path).map_err(|error| failed()(error.error))?;
-    sync(folder)
+    let written = files::replace::<std::io::Error>(path, |file| {
+        serde_json::to_writer_pretty(&mut *file, value)?;
+        writeln!(file)
+    });
+    written.map_err(io("write", path))
 }
 
-/// Waits until a file, or the names in a folder, are on the disk.
 fn sync(path: &Path) -> Result<(), StoreError> {
-    let file = File::open(path).and_then(|file| file.sync_all());
-    file.map_err(io("write", path))
+    files::sync(path).map_err(io("write", path))
 }
 
-/// A file or a folder, whether it is there or not.
 fn remove(path: &Path) -> Result<(), StoreError> {
-    let removed = if path.is_dir() {
-        fs::remove_dir_all(path)
-    } else {
-        fs::remove_file(path)
-    };
-    match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", path)(error)),
-        _ => Ok(()),
-    }
+    files::remove(path).map_err(io("remove", path))
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::cloud::Points;
 use crate::cloud::frames::{Frames, InputOptions, Placement};
 use crate::detector::{Detector, ModelDescription, Provider, RuntimeOptions};
+use crate::files;
 use crate::geometry::Detection;
 
 #[derive(clap::Args)]
@@ -221,27 +222,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Writes a file in one step: it appears complete or not at all.
 pub fn write_whole(
     path: &Path,
-    write: impl FnOnce(&mut std::io::BufWriter<&mut tempfile::NamedTempFile>) -> anyhow::Result<()>,
+    write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let context = || format!("cannot write {}", path.display());
-    // Temporary files are private; this one gets the rights that any new file gets.
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder.tempfile_in(folder).with_context(context)?;
-    let mut buffered = std::io::BufWriter::new(&mut file);
-    write(&mut buffered).with_context(context)?;
-    buffered.flush().with_context(context)?;
-    drop(buffered);
-    file.persist(path).with_context(context)?;
-    Ok(())
+    files::replace(path, write).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Everything between points and boxes, for a comparison with another implementation.

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::files;
+
 /// The `format` that this crate writes and reads.
 pub const FORMAT: u32 = 1;
 
@@ -498,14 +500,7 @@ impl ModelDescription {
             path: path.to_path_buf(),
             message: e.to_string(),
         })?;
-        let folder = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(write_error)?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).map_err(write_error)?;
-        file.persist(path).map_err(|e| write_error(e.error))?;
-        Ok(())
+        files::replace(path, |file| file.write_all(text.as_bytes())).map_err(write_error)
     }
 
     /// Where the encoder's ONNX file lies.
