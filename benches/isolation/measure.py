@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "isolation")
     parser.add_argument("--rate", type=float, default=0.5, help="of the player: 1 is 10 clouds a second")
     parser.add_argument("--seconds", type=float, default=60.0, help="before the calibration")
-    parser.add_argument("--recipe", default="quick.yaml")
+    parser.add_argument("--recipe", default="standard.yaml")
     parser.add_argument("--nice", type=int, default=10)
     args = parser.parse_args()
     work = args.work
@@ -77,11 +77,14 @@ def main() -> None:
             "calibration.nice": args.nice,
             "runtime.threads": 1,
         }
-        node = graph.Process(graph.node_command(parameters, input_topic=TOPIC), work / "node.log", domain.number)
+        # As the launch file does: without it large clouds get lost on the way, whatever the node does.
+        profile = {"FASTRTPS_DEFAULT_PROFILES_FILE": str(graph.share() / "config" / "fastdds.xml")}
+        node = graph.node_command(parameters, input_topic=TOPIC)
+        node = graph.Process(node, work / "node.log", domain.number, **profile)
         opened.append(node)
         observer.wait_ready(node, 30.0)
         command = [graph.program("centerpoint_ptq"), "play", "--bag", bag, "--loop", "--restamp", "--rate", args.rate]
-        player = graph.Process([*command, "--wait-for-subscribers", 1], work / "player.log", domain.number)
+        player = graph.Process([*command, "--wait-for-subscribers", 1], work / "player.log", domain.number, **profile)
         opened.append(player)
         filled = lambda: int(observer.values("calibration").get("buffer_held_out_frames", 0)) >= 8  # noqa: E731
         observer.wait_for(filled, 300.0, "frames in the buffer", node)
