@@ -138,6 +138,12 @@ struct Shared {
     policy: Policy,
 }
 
+impl Shared {
+    fn is_due(&self, stamp: Stamp) -> bool {
+        self.policy.max_frames > 0 && Selector::may_follow(&self.policy, stamp, self.last)
+    }
+}
+
 /// The buffer and its thread, which ends with it.
 pub struct CalibrationBuffer {
     shared: Arc<Mutex<Shared>>,
@@ -182,9 +188,7 @@ impl CalibrationBuffer {
             let mut shared = lock(&self.shared);
             shared.recent.truncate(RECENT - 1);
             shared.recent.push_front(frame.clone());
-            if shared.policy.max_frames == 0
-                || !Selector::may_follow(&shared.policy, frame.stamp, shared.last)
-            {
+            if !shared.is_due(frame.stamp) {
                 return;
             }
             shared.last = Some(frame.stamp);
@@ -200,6 +204,11 @@ impl CalibrationBuffer {
         {
             tracing::debug!("the calibration buffer is busy; a frame is left out");
         }
+    }
+
+    /// Whether a frame of this stamp is not too early to be taken; one that is need not be looked at.
+    pub fn is_due(&self, stamp: Stamp) -> bool {
+        lock(&self.shared).is_due(stamp)
     }
 
     pub fn fill(&self) -> Fill {

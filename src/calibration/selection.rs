@@ -306,7 +306,7 @@ impl Selector {
         let mut gone = Vec::new();
         for role in [Role::Calibration, Role::HeldOut] {
             while self.count(role) > self.room(role) {
-                gone.push(self.least(role, None));
+                gone.push(self.least(role));
                 self.remove(&gone);
             }
         }
@@ -353,7 +353,7 @@ impl Selector {
         let index = usize::from(role == Role::HeldOut);
         self.seen[index] += 1;
         let instead = match self.policy.choice {
-            Choice::Newest => full.then(|| self.least(role, None)),
+            Choice::Newest => full.then(|| self.least(role)),
             Choice::Random if full => {
                 let place = self.random.random_range(0..self.seen[index]);
                 if place >= self.room(role) as u64 {
@@ -400,29 +400,45 @@ impl Selector {
             return Ok(None);
         }
         let of_role = self.entries.iter().filter(|e| e.role == role);
-        let rivals: Vec<&Entry> = match crowded {
+        let rivals = match crowded {
             true => here,
-            false => of_role.clone().collect(),
+            false => of_role.collect(),
         };
-        let nearest = |s: &Signature, but: Option<u64>| {
-            of_role
-                .clone()
-                .filter(|e| Some(e.number) != but)
-                .map(|e| e.signature.distance(s, &weights))
-                .fold(f32::INFINITY, f32::min)
-        };
-        // The rival that the others can spare best; of equal ones the oldest.
-        let spare = |e: &&Entry| (nearest(&e.signature, Some(e.number)), e.number);
-        let order = |a: &(f32, u64), b: &(f32, u64)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
-        let Some((worth, number)) = rivals.iter().map(spare).min_by(order) else {
+        let Some((worth, number)) = self.spared_best(&rivals, role, &weights) else {
             return Err(());
         };
         // What the frame would be worth in that one's place.
-        if nearest(signature, Some(number)) > worth {
+        if self.nearest(signature, Some(role), Some(number), &weights) > worth {
             Ok(Some(number))
         } else {
             Err(())
         }
+    }
+
+    /// Distance to the nearest entry, of one role or of any, but for the one of a number; infinite where there is none.
+    fn nearest(
+        &self,
+        signature: &Signature,
+        role: Option<Role>,
+        but: Option<u64>,
+        weights: &[f32],
+    ) -> f32 {
+        self.entries
+            .iter()
+            .filter(|e| role.is_none_or(|role| e.role == role) && Some(e.number) != but)
+            .map(|e| e.signature.distance(signature, weights))
+            .fold(f32::INFINITY, f32::min)
+    }
+
+    /// Of some entries of a role the one that is nearest to another of that role, and how near; of equal ones the oldest.
+    fn spared_best(&self, rivals: &[&Entry], role: Role, weights: &[f32]) -> Option<(f32, u64)> {
+        rivals
+            .iter()
+            .map(|e| {
+                let worth = self.nearest(&e.signature, Some(role), Some(e.number), weights);
+                (worth, e.number)
+            })
+            .min_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)))
     }
 
     /// Weight of each class: the rarer in the buffer, the more.
@@ -442,27 +458,15 @@ impl Selector {
     }
 
     /// The entry of a role to go first: the least different one, or the oldest where difference does not count.
-    fn least(&self, role: Role, but: Option<u64>) -> u64 {
-        let of_role = || {
-            let entries = self.entries.iter();
-            entries.filter(move |e| e.role == role && Some(e.number) != but)
+    fn least(&self, role: Role) -> u64 {
+        let of_role: Vec<&Entry> = self.entries.iter().filter(|e| e.role == role).collect();
+        let least = match self.policy.choice {
+            Choice::Diverse => self
+                .spared_best(&of_role, role, &self.class_weights())
+                .map(|(_, number)| number),
+            Choice::Newest | Choice::Random => of_role.iter().map(|e| e.number).min(),
         };
-        let oldest = || of_role().map(|e| e.number).min().unwrap_or_default();
-        if self.policy.choice != Choice::Diverse {
-            return oldest();
-        }
-        let weights = self.class_weights();
-        let worth = |e: &Entry| {
-            of_role()
-                .filter(|o| o.number != e.number)
-                .map(|o| o.signature.distance(&e.signature, &weights))
-                .fold(f32::INFINITY, f32::min)
-        };
-        let worst = of_role().map(|e| (worth(e), e.number));
-        let order = |a: &(f32, u64), b: &(f32, u64)| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
-        worst
-            .min_by(order)
-            .map_or_else(oldest, |(_, number)| number)
+        least.unwrap_or_default()
     }
 
     /// Entries that have to go so that `more` bytes fit; `gone` goes already.
@@ -488,11 +492,7 @@ impl Selector {
             return None;
         }
         let weights = self.class_weights();
-        let nearest = |e: &Entry| {
-            let others = self.entries.iter().filter(|o| o.number != e.number);
-            let distances = others.map(|o| o.signature.distance(&e.signature, &weights));
-            distances.fold(f32::INFINITY, f32::min)
-        };
+        let nearest = |e: &Entry| self.nearest(&e.signature, None, Some(e.number), &weights);
         let sum: f32 = self.entries.iter().map(nearest).sum();
         Some(sum / self.entries.len() as f32)
     }

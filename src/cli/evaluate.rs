@@ -8,6 +8,7 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::REFUSED;
 use super::columns::{number as cell, table};
 use super::detect::{RuntimeArgs, SensorPose, parse_pose};
 use crate::cloud::Points;
@@ -124,9 +125,6 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
-
-/// Exit code where the gate refuses the second model, as of `quantize`.
-const REFUSED: i32 = 3;
 
 /// Detections of one model on a recording.
 struct Run {

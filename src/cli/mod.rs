@@ -17,6 +17,9 @@ pub mod simulate;
 
 use clap::{Parser, Subcommand};
 
+/// Exit code where the gate refuses a model, which is written all the same.
+const REFUSED: i32 = 3;
+
 /// CenterPoint LiDAR detection that quantizes itself to INT8 with LiDAR-PTQ.
 #[derive(Parser)]
 #[command(name = "centerpoint_ptq", version)]

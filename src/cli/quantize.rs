@@ -14,6 +14,7 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
+use super::REFUSED;
 use super::detect::{SensorPose, parse_pose};
 use crate::bag::Reader;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
@@ -25,8 +26,6 @@ use crate::ptq::recipe::{Recipe, Target};
 use crate::ptq::report::Report;
 use crate::ptq::{PtqError, quantize};
 
-/// Exit code for a model that is written but that the gate refused.
-const REFUSED: i32 = 3;
 /// Exit code after SIGINT or SIGTERM.
 const CANCELLED: i32 = 130;
 

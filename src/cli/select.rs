@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 
 use super::detect::{FrameArgs, RuntimeArgs};
-use crate::calibration::selection::{Choice, Selector};
+use crate::calibration::selection::Choice;
 use crate::calibration::{CalibrationBuffer, Policy};
 use crate::detector::{Detector, ModelDescription};
 
@@ -73,15 +73,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let bar = indicatif::ProgressBar::new_spinner().with_style(
         indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?,
     );
-    let mut last = None;
     for frame in args.frames.open(&model)? {
         let frame = Arc::new(frame?);
         bar.inc(1);
-        // The buffer would leave it out, whatever is in it.
-        if !Selector::may_follow(&policy, frame.stamp, last) {
+        if !buffer.is_due(frame.stamp) {
             continue;
         }
-        last = Some(frame.stamp);
         let found = detector
             .detect(&frame.points)
             .with_context(|| format!("at stamp {}", frame.stamp))?;

@@ -23,7 +23,7 @@ use super::calibrator::{self, Job, JobError, Progress, Verdict};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Fallback, Pipeline, SwapError};
 use super::settings::Settings;
-use crate::calibration::store::{Pick, StoreError, Version, float_files};
+use crate::calibration::store::{Pick, Selection, StoreError, Version, float_files};
 use crate::calibration::{BufferError, ModelStore};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 
@@ -358,7 +358,7 @@ impl Supervisor {
             }
             selected => selected?,
         };
-        self.remember(&active.model);
+        self.remember(&active.model).await;
         Ok(active)
     }
 
@@ -376,7 +376,7 @@ impl Supervisor {
                     match self.install_stored(version).await {
                         Ok(active) => {
                             tracing::info!("INT8 model {} runs, as before", version.id);
-                            self.remember(&active.model);
+                            self.remember(&active.model).await;
                             start.model = Some(version.id.clone());
                         }
                         Err(failure) => start.problems.push(format!("{}: {failure}", version.id)),
@@ -403,8 +403,9 @@ impl Supervisor {
                 && let Some(Fallback { model, reason }) = &fallback
                 && let Some(id) = self.paths.store.id_of(&model.path)
             {
-                let done = self.paths.store.give_up(&self.paths.node, &id, reason);
-                self.note_store(done.map(drop));
+                let reason = reason.clone();
+                self.tell_store(move |store, node| store.give_up(node, &id, &reason))
+                    .await;
             }
             told = fallback;
             if active.changed().await.is_err() {
@@ -450,15 +451,29 @@ impl Supervisor {
     }
 
     /// Notes in the store what runs, for the next start. A store that cannot be written stops nothing.
-    fn remember(&self, model: &ModelInfo) {
-        let Paths { store, node, .. } = &self.paths;
-        let done = match (store.id_of(&model.path), model.precision) {
-            (Some(id), Precision::Int8) => store.run(node, &id),
-            (_, Precision::Float) => store.run_float(node),
+    async fn remember(&self, model: &ModelInfo) {
+        match (self.paths.store.id_of(&model.path), model.precision) {
+            (Some(id), Precision::Int8) => {
+                self.tell_store(move |store, node| store.run(node, &id))
+                    .await;
+            }
+            (_, Precision::Float) => {
+                self.tell_store(|store, node| store.run_float(node)).await;
+            }
             // Started with an INT8 model that is not the store's.
-            (None, Precision::Int8) => return,
-        };
-        self.note_store(done.map(drop));
+            (None, Precision::Int8) => {}
+        }
+    }
+
+    /// Has the store note something, on a thread that may wait: for the disk, and for others that change the store.
+    async fn tell_store(
+        &self,
+        tell: impl FnOnce(&ModelStore, &str) -> Result<Selection, StoreError> + Send + 'static,
+    ) {
+        let Paths { store, node, .. } = self.paths.clone();
+        let told = tokio::task::spawn_blocking(move || tell(&store, &node).map(drop)).await;
+        // A panic has been reported by then.
+        self.note_store(told.unwrap_or(Ok(())));
     }
 
     fn note_store(&self, done: Result<(), StoreError>) {
@@ -598,7 +613,7 @@ impl Supervisor {
         self.stage("swap");
         let _turn = self.exchange.lock().await;
         let active = self.pipeline.install(engine).await?;
-        self.remember(&active.model);
+        self.remember(&active.model).await;
         Ok(finished(Outcome::Swapped))
     }
 
