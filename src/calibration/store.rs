@@ -73,6 +73,8 @@ pub enum StoreError {
     Damaged { path: PathBuf, reason: String },
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error("{}", .0)]
+    NoModel(String),
     #[error("the store {} has no model '{wanted}'; it has {}", .store.display(), list(.there))]
     NoSuch {
         store: PathBuf,
@@ -105,7 +107,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Store
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Version {
     pub format: u32,
-    /// Name of the float model and first digits of the hash of [`Version::files`] without the reports.
+    /// Name of the float model and first digits of a hash of [`Version::files`] without the reports, and of `accepted`.
     pub id: String,
     /// Grows with every model that a store gets.
     pub number: u64,
@@ -411,7 +413,9 @@ impl ModelStore {
         let number = self.list()?.versions.iter().map(|v| v.number).max();
         let models = self.models();
         fs::create_dir_all(&models).map_err(io("make", &models))?;
-        let id = format!("{}-{}", key(&report.model), &content(&files)[..DIGITS]);
+        let accepted = report.check.verdict.accepted;
+        let digits = &content(&files, accepted)[..DIGITS];
+        let id = format!("{}-{digits}", key(&report.model));
         let folder = models.join(&id);
         if let Ok(there) = Version::read(&folder)
             && there.verify().is_ok()
@@ -431,7 +435,7 @@ impl ModelStore {
             needs_exact_products: report.target == Target::Cpu && !report.reduced_range,
             calibration_frames: report.frames.calibration,
             held_out_frames: report.frames.held_out,
-            accepted: check.verdict.accepted,
+            accepted,
             reasons: check.verdict.reasons.clone(),
             f1: check.agreement.total.f1,
             speedup: Some(check.latency.backbone_speedup).filter(|s| s.is_finite()),
@@ -452,6 +456,63 @@ impl ModelStore {
         sync(&models)?;
         self.make_room(&version.id)?;
         Ok(version)
+    }
+
+    /// Takes a copy of a folder that `quantize` wrote into the store, wherever it lies.
+    pub fn import(&self, folder: &Path, node: Option<&str>) -> Result<Version, StoreError> {
+        let report = folder.join(crate::ptq::report::JSON_FILE);
+        if !report.is_file() {
+            return Err(StoreError::NoModel(format!(
+                "{} holds no report.json; it is no folder that `quantize` wrote",
+                folder.display()
+            )));
+        }
+        self.import_with(node, |copy| {
+            for path in entries(folder)? {
+                if path.is_file() {
+                    let to = copy.join(path.file_name().unwrap_or_default());
+                    fs::copy(&path, to).map_err(io("copy", &path))?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes a model into the store whose files came in another way, by name and content.
+    pub fn import_files(
+        &self,
+        files: &[(String, Vec<u8>)],
+        node: Option<&str>,
+    ) -> Result<Version, StoreError> {
+        if let Some((name, _)) = files.iter().find(|(name, _)| !is_plain(name)) {
+            return Err(StoreError::NoModel(format!(
+                "'{name}' is no name of a file in a model's folder"
+            )));
+        }
+        self.import_with(node, |copy| {
+            for (name, bytes) in files {
+                let path = copy.join(name);
+                fs::write(&path, bytes).map_err(io("write", &path))?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Has a folder filled on the store's disk first, so that the model appears there at once and whole.
+    fn import_with(
+        &self,
+        node: Option<&str>,
+        fill: impl FnOnce(&Path) -> Result<(), StoreError>,
+    ) -> Result<Version, StoreError> {
+        self.clean()?;
+        let incoming = self.incoming()?;
+        let copy = incoming.path().join("model");
+        fs::create_dir(&copy).map_err(io("make", &copy))?;
+        fill(&copy)?;
+        // What does not load here would not load in a node.
+        ModelDescription::load(&copy)
+            .map_err(|error| StoreError::NoModel(format!("it is no model: {error}")))?;
+        self.add(&copy, node)
     }
 
     /// Removes the oldest models until the limits hold, but never `newest` or what a node runs or would go back to.
@@ -660,6 +721,11 @@ impl Incoming {
     }
 }
 
+/// Whether this is the name of a file in a folder and nothing else: no path, nothing hidden.
+fn is_plain(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
+}
+
 /// A name as the name of a file.
 fn key(name: &str) -> String {
     let plain = |c: char| match c {
@@ -673,9 +739,10 @@ fn key(name: &str) -> String {
     }
 }
 
-/// Hash over what makes a model: its files without the reports.
-fn content(files: &[FileRecord]) -> String {
+/// Hash over what makes a model: its files without the reports, and whether it may run.
+fn content(files: &[FileRecord], accepted: bool) -> String {
     let mut hash = Sha256::new();
+    hash.update([u8::from(accepted)]);
     for record in files.iter().filter(|f| !f.file.starts_with("report.")) {
         hash.update(record.file.as_bytes());
         hash.update([0]);

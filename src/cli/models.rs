@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
 use super::columns::{number, table};
@@ -76,7 +76,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             print!("{}", compare(&store.find(&first)?, &store.find(&second)?)?);
             Ok(())
         }
-        Command::Add { folder } => add(&store, &folder),
+        Command::Add { folder } => {
+            println!("added {}", store.import(&folder, None)?.id);
+            Ok(())
+        }
         Command::Activate {
             model,
             node,
@@ -281,33 +284,6 @@ fn differences(path: &str, a: &Value, b: &Value, found: &mut Vec<Vec<String>>) {
             found.push(vec![path.to_owned(), text(a), text(b)]);
         }
     }
-}
-
-/// Copies the folder to the store's disk first, so that the model appears there at once and whole.
-fn add(store: &ModelStore, folder: &Path) -> anyhow::Result<()> {
-    ensure!(
-        folder.join("report.json").is_file(),
-        "{} holds no report.json; it is no folder that `quantize` wrote",
-        folder.display()
-    );
-    store.clean()?;
-    let incoming = store.incoming()?;
-    let copy = incoming.path().join("model");
-    std::fs::create_dir(&copy).with_context(|| format!("cannot make {}", copy.display()))?;
-    let read = || format!("cannot read {}", folder.display());
-    for entry in std::fs::read_dir(folder).with_context(read)? {
-        let path = entry.with_context(read)?.path();
-        let to = copy.join(path.file_name().unwrap_or_default());
-        if path.is_file() {
-            std::fs::copy(&path, &to)
-                .with_context(|| format!("cannot copy {} to the store", path.display()))?;
-        }
-    }
-    // What does not load here would not load in a node.
-    ModelDescription::load(&copy)?;
-    let version = store.add(&copy, None)?;
-    println!("added {}", version.id);
-    Ok(())
 }
 
 fn activate(
