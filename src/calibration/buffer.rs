@@ -41,6 +41,8 @@ const QUEUE: usize = 2;
 const RECENT: usize = 3;
 const FRAMES: &str = "frames";
 const SNAPSHOT: &str = "snapshot";
+/// Begin of the names of folders that are being made.
+const SAVING: &str = ".saving";
 
 fn topic(role: Role) -> &'static str {
     match role {
@@ -72,6 +74,10 @@ pub enum BufferError {
     Busy { path: PathBuf },
     #[error("the calibration buffer is closed")]
     Closed,
+    #[error("the calibration buffer holds no frames")]
+    Empty,
+    #[error("{} is there already; name a folder to make", .path.display())]
+    Exists { path: PathBuf },
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> BufferError + use<> {
@@ -125,7 +131,8 @@ struct Offer {
 
 enum Request {
     Offer(Box<Offer>),
-    Snapshot(mpsc::Sender<Result<Snapshot, BufferError>>),
+    /// To the folder of the last calibration, or to a new one.
+    Snapshot(Option<PathBuf>, mpsc::Sender<Result<Snapshot, BufferError>>),
     Policy(Policy),
     Settle(mpsc::Sender<()>),
 }
@@ -146,6 +153,7 @@ impl Shared {
 
 /// The buffer and its thread, which ends with it.
 pub struct CalibrationBuffer {
+    folder: PathBuf,
     shared: Arc<Mutex<Shared>>,
     requests: Option<SyncSender<Request>>,
     thread: Option<JoinHandle<()>>,
@@ -175,6 +183,7 @@ impl CalibrationBuffer {
             .name("buffer".into())
             .spawn(move || worker.run(&incoming))?;
         Ok(Self {
+            folder: folder.to_owned(),
             shared,
             requests: Some(requests),
             thread: Some(thread),
@@ -234,11 +243,52 @@ impl CalibrationBuffer {
         lock(&self.shared).recent.iter().cloned().collect()
     }
 
-    /// Keeps the frames of this moment as a bag. Waits for the disk.
+    /// Keeps the frames of this moment as a bag, until the next call. Waits for the disk.
     pub fn snapshot(&self) -> Result<Snapshot, BufferError> {
+        self.snapshot_to(None)
+    }
+
+    fn snapshot_to(&self, folder: Option<PathBuf>) -> Result<Snapshot, BufferError> {
         let (reply, answer) = mpsc::channel();
-        self.request(Request::Snapshot(reply));
+        self.request(Request::Snapshot(folder, reply));
         answer.recv().unwrap_or(Err(BufferError::Closed))
+    }
+
+    /// Writes the frames of this moment to a bag of their own, a folder that is made. Waits for the disk.
+    ///
+    /// The folder appears with everything in it. On the buffer's disk it takes no room while the buffer has the same
+    /// frames: they are the same files by second names.
+    pub fn save(&self, folder: &Path) -> Result<Snapshot, BufferError> {
+        if folder.exists() {
+            let path = folder.to_owned();
+            return Err(BufferError::Exists { path });
+        }
+        let parent = folder.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent).map_err(io("make", parent))?;
+        let temporary = |place: &Path| {
+            let mut builder = tempfile::Builder::new();
+            let made = builder.prefix(SAVING).tempdir_in(place);
+            made.map_err(io("make a folder in", place))
+        };
+        // The thread makes the buffer's folder, and clears it of what others left.
+        self.settle();
+        let own = temporary(&self.folder)?;
+        let saved = self.snapshot_to(Some(own.path().join(FRAMES)))?;
+        if saved.calibration + saved.held_out == 0 {
+            return Err(BufferError::Empty);
+        }
+        match fs::rename(&saved.bag, folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::CrossesDevices => {
+                let beside = temporary(parent)?;
+                let copy = beside.path().join(FRAMES);
+                copy_files(&saved.bag, &copy)?;
+                fs::rename(&copy, folder)
+            }
+            renamed => renamed,
+        }
+        .map_err(io("make", folder))?;
+        let bag = folder.to_owned();
+        Ok(Snapshot { bag, ..saved })
     }
 
     /// Waits until everything that was asked so far is done.
@@ -298,9 +348,13 @@ impl Worker {
                     let done = self.discard(&gone);
                     self.note(done);
                 }
-                Request::Snapshot(reply) => {
+                Request::Snapshot(folder, reply) => {
+                    let made = match folder {
+                        Some(folder) => self.second_names(folder),
+                        None => self.snapshot(),
+                    };
                     // Who asked may have gone.
-                    let _ = reply.send(self.snapshot());
+                    let _ = reply.send(made);
                 }
                 Request::Settle(reply) => {
                     let _ = reply.send(());
@@ -354,6 +408,13 @@ impl Worker {
                 });
             }
             Err(fs::TryLockError::Error(error)) => return Err(io("lock", &path)(error)),
+        }
+        // What a killed process was making.
+        let begun = fs::read_dir(&self.folder).map_err(io("read", &self.folder))?;
+        for path in begun.filter_map(|entry| entry.ok().map(|e| e.path())) {
+            if name(&path).starts_with(SAVING) {
+                remove(&path)?;
+            }
         }
         let mut entries = Vec::new();
         let mut left_out = None;
@@ -460,32 +521,51 @@ impl Worker {
         entries.iter().map(part).collect()
     }
 
-    /// The files get second names in a folder of their own, where they stay when the buffer removes the first ones.
+    /// Replaces the frames of the last calibration by those of this moment.
     fn snapshot(&mut self) -> Result<Snapshot, BufferError> {
+        let fresh = self.folder.join(format!("{SAVING}_snapshot"));
+        remove(&fresh)?;
+        let made = self.second_names(fresh.clone())?;
+        let bag = self.folder.join(SNAPSHOT);
+        remove(&bag)?;
+        fs::rename(&fresh, &bag).map_err(io("rename", &fresh))?;
+        Ok(Snapshot { bag, ..made })
+    }
+
+    /// The files get second names in a folder of their own, where they stay when the buffer removes the first ones.
+    fn second_names(&mut self, folder: PathBuf) -> Result<Snapshot, BufferError> {
         if self.lock.is_none() {
             self.open()?;
         }
-        let bag = self.folder.join(SNAPSHOT);
-        let fresh = self.folder.join(".snapshot");
-        remove(&fresh)?;
-        fs::create_dir(&fresh).map_err(io("make", &fresh))?;
+        fs::create_dir(&folder).map_err(io("make", &folder))?;
         for entry in self.selector.entries() {
             let path = self.file(entry.number);
-            let copy = fresh.join(name(&path));
+            let second = folder.join(name(&path));
             // Not every file system has second names.
-            fs::hard_link(&path, &copy)
-                .or_else(|_| fs::copy(&path, &copy).map(drop))
+            fs::hard_link(&path, &second)
+                .or_else(|_| fs::copy(&path, &second).map(drop))
                 .map_err(io("keep a second name of", &path))?;
         }
-        bag::write_metadata(&fresh, &self.parts())?;
-        remove(&bag)?;
-        fs::rename(&fresh, &bag).map_err(io("rename", &fresh))?;
+        bag::write_metadata(&folder, &self.parts())?;
         Ok(Snapshot {
-            bag,
+            bag: folder,
             calibration: self.selector.count(Role::Calibration),
             held_out: self.selector.count(Role::HeldOut),
         })
     }
+}
+
+/// Copies the files of a folder to a new one, to the disk.
+fn copy_files(from: &Path, to: &Path) -> Result<(), BufferError> {
+    fs::create_dir(to).map_err(io("make", to))?;
+    for entry in fs::read_dir(from).map_err(io("read", from))? {
+        let path = entry.map_err(io("read", from))?.path();
+        let copy = to.join(name(&path));
+        fs::copy(&path, &copy)
+            .and_then(|_| files::sync(&copy))
+            .map_err(io("copy", &path))?;
+    }
+    Ok(())
 }
 
 /// Reads what a frame was chosen by, and whether its file is whole.
@@ -594,6 +674,37 @@ mod tests {
 
     fn files(folder: &Path) -> usize {
         fs::read_dir(folder).unwrap().count()
+    }
+
+    #[test]
+    fn the_frames_of_a_moment_are_saved_where_one_wants_them() {
+        let folder = tempfile::tempdir().unwrap();
+        // Another disk, where there is one: second names do not reach that far.
+        let other = tempfile::tempdir_in("/dev/shm").unwrap_or(tempfile::tempdir().unwrap());
+        let buffer = open(&folder.path().join("buffer"), 16);
+        let nothing = buffer.save(&folder.path().join("empty"));
+        assert!(matches!(nothing, Err(BufferError::Empty)));
+        let full = fill(&buffer, 0..20);
+        for place in [folder.path(), other.path()] {
+            let bag = place.join("deep/saved");
+            let saved = buffer.save(&bag).unwrap();
+            assert_eq!(
+                (saved.calibration, saved.held_out),
+                (full.calibration, full.held_out)
+            );
+            assert_eq!(saved.bag, bag);
+            let again = buffer.save(&bag);
+            assert!(matches!(again, Err(BufferError::Exists { .. })));
+            assert_eq!(files(&place.join("deep")), 1, "nothing half-made is left");
+        }
+        // What the buffer does later does not change them, and a snapshot neither.
+        fill(&buffer, 20..60);
+        buffer.snapshot().unwrap();
+        for place in [folder.path(), other.path()] {
+            let saved = seconds(&place.join("deep/saved"), CALIBRATION_TOPIC);
+            assert!(saved.len() == full.calibration && saved.iter().all(|s| *s < 20));
+        }
+        assert!(!folder.path().join("empty").exists());
     }
 
     #[test]
