@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::bail;
 use serde::Serialize;
 
-use super::detect::{FrameArgs, RuntimeArgs, write_whole};
+use super::detect::{RuntimeArgs, write_whole};
+use super::input::FrameArgs;
 use crate::cloud::Points;
 use crate::detector::{Detector, ModelDescription, Timing, runtime};
 

@@ -8,8 +8,9 @@ use anyhow::{Context, bail};
 use ndarray::{ArrayView, Dimension};
 use serde::Serialize;
 
+use super::input::FrameArgs;
 use crate::cloud::Points;
-use crate::cloud::frames::{Frames, InputOptions, Placement};
+use crate::cloud::frames::Placement;
 use crate::detector::{Detector, ModelDescription, Provider, RuntimeOptions};
 use crate::files;
 use crate::geometry::Detection;
@@ -30,77 +31,6 @@ pub struct Args {
     /// this folder, one subfolder per stamp
     #[arg(long, value_name = "DIR")]
     dump: Option<PathBuf>,
-}
-
-/// Where clouds come from.
-#[derive(clap::Args, Clone)]
-pub struct FrameArgs {
-    /// rosbag2 folder, .mcap or .db3 file
-    #[arg(long)]
-    pub bag: PathBuf,
-    /// Topic of the clouds; may be left out where the bag holds one only
-    #[arg(long)]
-    pub topic: Option<String>,
-    /// Pose of the sensor in the model's frame, instead of /tf: "x y z roll pitch yaw" in metres
-    /// and radians
-    #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
-    pub sensor_pose: Option<SensorPose>,
-    /// Read at most this many frames
-    #[arg(long)]
-    pub limit: Option<usize>,
-}
-
-/// x, y, z, roll, pitch, yaw.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct SensorPose(pub [f64; 6]);
-
-/// Reads six numbers separated by blanks or commas.
-pub fn parse_pose(text: &str) -> Result<SensorPose, String> {
-    let numbers: Vec<f64> = text
-        .split([' ', ',', '\t'])
-        .filter(|part| !part.is_empty())
-        .map(|part| {
-            part.parse()
-                .ok()
-                .filter(|n: &f64| n.is_finite())
-                .ok_or_else(|| format!("`{part}` is not a number"))
-        })
-        .collect::<Result<_, _>>()?;
-    <[f64; 6]>::try_from(numbers)
-        .map(SensorPose)
-        .map_err(|numbers| {
-            format!(
-                "six numbers are needed (x y z roll pitch yaw), got {}",
-                numbers.len()
-            )
-        })
-}
-
-impl FrameArgs {
-    /// How frames for this model are put together.
-    pub fn input_options(&self, model: &ModelDescription) -> InputOptions {
-        InputOptions {
-            topic: self.topic.clone(),
-            model_frame: Some(model.frame.clone()),
-            sensor_pose: self.sensor_pose.map(|pose| pose.0),
-            sweeps: model.points.sweeps,
-            ..InputOptions::default()
-        }
-    }
-
-    /// The frames, with `limit` applied.
-    pub fn open(
-        &self,
-        model: &ModelDescription,
-    ) -> anyhow::Result<impl Iterator<Item = anyhow::Result<crate::cloud::frames::Frame>> + use<>>
-    {
-        let frames = Frames::open(&self.bag, &self.input_options(model))
-            .with_context(|| format!("cannot read clouds from {}", self.bag.display()))?;
-        let bag = self.bag.display().to_string();
-        Ok(frames
-            .take(self.limit.unwrap_or(usize::MAX))
-            .map(move |frame| frame.with_context(|| format!("in {bag}"))))
-    }
 }
 
 /// How the model runs.
@@ -273,17 +203,6 @@ fn save_npy<D: Dimension>(path: &Path, array: ArrayView<'_, f32, D>) -> anyhow::
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_pose_is_six_finite_numbers() {
-        assert_eq!(
-            parse_pose("1 -2.5,3  0 0 0.1"),
-            Ok(SensorPose([1.0, -2.5, 3.0, 0.0, 0.0, 0.1]))
-        );
-        assert!(parse_pose("1 2 3").unwrap_err().contains("got 3"));
-        assert!(parse_pose("1 2 3 0 0 up").unwrap_err().contains("`up`"));
-        assert!(parse_pose("1 2 3 0 0 nan").is_err());
-    }
 
     #[test]
     fn npy_files_have_an_aligned_header_and_little_endian_values() {

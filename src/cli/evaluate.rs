@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::REFUSED;
 use super::columns::{number as cell, table};
-use super::detect::{RuntimeArgs, SensorPose, parse_pose};
+use super::detect::RuntimeArgs;
+use super::input::{SensorPose, parse_pose};
 use crate::cloud::Points;
 use crate::cloud::frames::{Frames, InputOptions};
 use crate::detector::{Detector, ModelDescription, decode};

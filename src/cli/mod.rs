@@ -5,6 +5,7 @@ mod columns;
 pub mod detect;
 pub mod doctor;
 pub mod evaluate;
+pub mod input;
 pub mod inspect;
 pub mod models;
 #[cfg(feature = "ros2")]

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::REFUSED;
-use super::detect::{SensorPose, parse_pose};
+use super::input::InputArgs;
 use crate::bag::Reader;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
 use crate::cloud::frames::{FrameError, Frames, InputOptions};
@@ -64,12 +64,8 @@ pub struct Args {
     /// How to tell the progress
     #[arg(long, value_enum, default_value_t = ProgressKind::Bar)]
     progress: ProgressKind,
-    /// Topic of the clouds; may be left out where the bag holds one only
-    #[arg(long)]
-    topic: Option<String>,
-    /// Pose of the sensor in the model's frame, instead of /tf: "x y z roll pitch yaw" in metres and radians
-    #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
-    sensor_pose: Option<SensorPose>,
+    #[command(flatten)]
+    input: InputArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -192,13 +188,7 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         recipe.threads = threads;
     }
     let model = ModelDescription::load(&args.model)?;
-    let input = InputOptions {
-        topic: args.topic.clone(),
-        model_frame: Some(model.frame.clone()),
-        sensor_pose: args.sensor_pose.map(|pose| pose.0),
-        sweeps: model.points.sweeps,
-        ..InputOptions::default()
-    };
+    let input = args.input.options(&model);
     let frames = samples(&args.bag, &input, recipe.frames.max)
         .with_context(|| format!("cannot read clouds from {}", args.bag.display()))?;
     let out = &args.out;
@@ -232,8 +222,6 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
     )?)
 }
 
-/// A flag that SIGINT and SIGTERM set. A second signal ends the process the hard way, which leaves at most a hidden
-/// `.partial` folder.
 /// Raises the flag once the process holds more memory than this, and ends it where that does not help soon. The value
 /// that comes back says what happened, once it has.
 ///
@@ -297,6 +285,8 @@ fn watch_parent(parent: i32, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A flag that SIGINT and SIGTERM set. A second signal ends the process the hard way, which leaves at most a hidden
+/// `.partial` folder.
 fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
-use super::detect::{SensorPose, parse_pose};
 use super::evaluate::STAMP_TOLERANCE_NS;
+use super::input::{SensorPose, parse_pose};
 use crate::cloud::frames::{Frames, InputOptions};
 use crate::eval::boxes::BoxesFile;
 use crate::eval::truth::{ClassMap, Labels};

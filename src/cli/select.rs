@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 
-use super::detect::{FrameArgs, RuntimeArgs};
+use super::detect::RuntimeArgs;
+use super::input::FrameArgs;
 use crate::calibration::selection::Choice;
 use crate::calibration::{CalibrationBuffer, Policy};
 use crate::detector::{Detector, ModelDescription};
