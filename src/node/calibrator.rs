@@ -15,12 +15,25 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
 
+use super::settings::Settings;
+use crate::ptq::recipe::Target;
+
 /// Longest line taken from the child; what is longer is cut.
 const MAX_LINE: usize = 64 * 1024;
 /// Exit code of a quantization whose model was written but not accepted.
 const REFUSED: i32 = 3;
 /// Lines of the child's standard error that an error message carries.
 const STDERR_LINES: usize = 12;
+
+/// Which clouds of a bag are read, and how they come into the model's frame, where that is not for the child to find out.
+#[derive(Debug, Clone, Default)]
+pub struct Input {
+    pub topic: Option<String>,
+    /// x, y, z in metres, roll, pitch, yaw in radians.
+    pub sensor_pose: Option<[f64; 6]>,
+    pub model_frame: Option<String>,
+    pub fixed_frame: Option<String>,
+}
 
 /// What to run.
 #[derive(Debug, Clone)]
@@ -29,11 +42,12 @@ pub struct Job {
     pub executable: PathBuf,
     /// Description of the float model.
     pub model: PathBuf,
-    /// The frames, as a rosbag2 folder.
+    /// The frames, as a rosbag2.
     pub bag: PathBuf,
+    pub input: Input,
     /// `None` for the built-in recipe.
     pub recipe: Option<PathBuf>,
-    pub target: String,
+    pub target: Target,
     /// Folder to write the INT8 model to; must not exist.
     pub out: PathBuf,
     /// 0: as many as there are.
@@ -101,7 +115,53 @@ enum Line {
     Error { message: String },
 }
 
+impl Input {
+    /// A recording, with the sensor where the node has it.
+    pub fn recording(settings: &Settings, topic: Option<String>) -> Self {
+        Self {
+            topic,
+            sensor_pose: settings.input_sensor_pose,
+            fixed_frame: non_empty(&settings.input_fixed_frame),
+            ..Self::buffer(settings)
+        }
+    }
+
+    /// The node's own buffer: points in the model's frame.
+    pub fn buffer(settings: &Settings) -> Self {
+        Self {
+            model_frame: non_empty(&settings.input_model_frame),
+            ..Self::default()
+        }
+    }
+}
+
+fn non_empty(text: &str) -> Option<String> {
+    Some(text.to_owned()).filter(|text| !text.is_empty())
+}
+
 impl Job {
+    /// As the node's parameters say.
+    pub fn new(
+        settings: &Settings,
+        executable: PathBuf,
+        model: PathBuf,
+        (bag, input): (PathBuf, Input),
+        out: PathBuf,
+    ) -> Self {
+        Self {
+            executable,
+            model,
+            bag,
+            input,
+            recipe: non_empty(&settings.recipe_path).map(PathBuf::from),
+            target: settings.target,
+            out,
+            threads: settings.calibration_threads,
+            nice: settings.calibration_nice,
+            max_memory_mb: settings.calibration_max_memory_mb,
+        }
+    }
+
     fn command(&self) -> Command {
         // `nice` replaces itself by the program, so the process id is that of the quantization.
         let mut command = if self.nice > 0 {
@@ -118,7 +178,22 @@ impl Job {
         if let Some(recipe) = &self.recipe {
             command.arg("--recipe").arg(recipe);
         }
-        command.arg("--target").arg(&self.target);
+        let input = &self.input;
+        let pose = input
+            .sensor_pose
+            .map(|pose| pose.map(|x| x.to_string()).join(" "));
+        for (option, value) in [
+            ("--topic", &input.topic),
+            ("--sensor-pose", &pose),
+            ("--model-frame", &input.model_frame),
+            ("--fixed-frame", &input.fixed_frame),
+        ] {
+            if let Some(value) = value {
+                // One word, so that a value may begin with a dash.
+                command.arg(format!("{option}={value}"));
+            }
+        }
+        command.arg("--target").arg(self.target.to_string());
         command.arg("--out").arg(&self.out);
         command.args(["--progress", "json"]);
         // Killed, the node cannot end the child; the child sees it go.
@@ -281,7 +356,12 @@ mod tests {
             model: "model.yaml".into(),
             bag: "bag".into(),
             recipe: Some("recipe.yaml".into()),
-            target: "cpu".into(),
+            input: Input {
+                topic: Some("/lidar".into()),
+                sensor_pose: Some([-1.0, 0.0, 1.5, 0.0, 0.0, 0.0]),
+                ..Input::default()
+            },
+            target: Target::Cpu,
             out: folder.join("out"),
             threads: 1,
             nice: 7,
@@ -328,7 +408,8 @@ exit 3"#,
         let out = job.out.display();
         assert!(
             said.contains(&format!(
-                "quantize --model model.yaml --bag bag --recipe recipe.yaml --target cpu \
+                "quantize --model model.yaml --bag bag --recipe recipe.yaml --topic=/lidar \
+                 --sensor-pose=-1 0 1.5 0 0 0 --target cpu \
                  --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice 7",
                 std::process::id()
             )),

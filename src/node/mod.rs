@@ -9,7 +9,8 @@
 //! | [`pipeline`] | clouds to detections on two threads, engine swaps, counters |
 //! | [`shadow`] | the float model beside the running INT8 one, now and then |
 //! | [`calibrator`] | the quantization as a child process |
-//! | [`supervisor`] | a calibration from request to swap, and the status |
+//! | [`supervisor`] | a calibration from request to swap; models loaded, rolled back and listed on request |
+//! | [`status`] | what there is to say about all that |
 //! | `ros` | topics, services, parameters, diagnostics (feature `ros2`) |
 
 pub mod calibrator;
@@ -19,6 +20,7 @@ pub mod latest;
 pub mod pipeline;
 pub mod settings;
 pub mod shadow;
+pub mod status;
 pub mod supervisor;
 pub mod throttle;
 

@@ -189,6 +189,8 @@ pub struct Swapped {
 enum Command {
     Install(Box<Engine>, oneshot::Sender<Result<Swapped, SwapError>>),
     Select(Precision, oneshot::Sender<Result<Swapped, SwapError>>),
+    /// To float, and the INT8 model is no more.
+    Discard(oneshot::Sender<Result<Swapped, SwapError>>),
     /// The model disagrees with float; if it still runs, it does no longer.
     GiveUp(Arc<ModelInfo>, String),
 }
@@ -363,6 +365,12 @@ impl Pipeline {
         let (sender, reply) = oneshot::channel();
         self.command(Command::Select(precision, sender), reply)
             .await
+    }
+
+    /// Changes to float, between two frames, and drops the INT8 engine: there is none to go back to then.
+    pub async fn discard(&self) -> Result<Active, SwapError> {
+        let (sender, reply) = oneshot::channel();
+        self.command(Command::Discard(sender), reply).await
     }
 
     async fn command(
@@ -566,6 +574,7 @@ impl Shared {
         let (result, reply) = match command {
             Command::Install(engine, reply) => (engines.install(*engine), reply),
             Command::Select(precision, reply) => (engines.select(precision).map(|()| None), reply),
+            Command::Discard(reply) => (Ok(engines.discard()), reply),
             Command::GiveUp(model, reason) => {
                 if engines.running().info == model {
                     self.fall_back(engines, reason);
@@ -763,6 +772,13 @@ impl Engines {
             return Err(SwapError::Missing(precision, why));
         }
         Ok(())
+    }
+
+    /// Goes to the model that the node was started with, for good.
+    fn discard(&mut self) -> Option<Engine> {
+        self.int8_runs = false;
+        self.fallback = None;
+        self.int8.take()
     }
 
     /// Gives up a failing INT8 engine; `false` when that is not the one that runs.

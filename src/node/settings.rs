@@ -12,6 +12,7 @@ use crate::calibration::selection::Choice;
 use crate::calibration::store::Limits;
 use crate::calibration::{ModelStore, Policy};
 use crate::detector::Provider;
+use crate::ptq::recipe::Target;
 
 /// A parameter value as ROS types it.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +67,7 @@ pub struct Settings {
     pub store_max_mb: usize,
     pub store_resume: bool,
     pub recipe_path: String,
-    pub target: String,
+    pub target: Target,
     pub input_reliability: Reliability,
     pub input_model_frame: String,
     pub input_fixed_frame: String,
@@ -102,7 +103,7 @@ impl Default for Settings {
             store_max_mb: 1000,
             store_resume: true,
             recipe_path: String::new(),
-            target: "cpu".into(),
+            target: Target::Cpu,
             input_reliability: Reliability::BestEffort,
             input_model_frame: String::new(),
             input_fixed_frame: "odom".into(),
@@ -193,10 +194,10 @@ pub const SPECS: &[Spec] = &[
     },
     Spec {
         name: "target",
-        description: "What the INT8 model is made for",
+        description: "What the INT8 model is made for: cpu or tensorrt",
         live: false,
-        get: |s| Value::Text(s.target.clone()),
-        set: |s, v| put(&mut s.target, non_empty(v)),
+        get: |s| Value::Text(s.target.to_string()),
+        set: |s, v| put(&mut s.target, target(v)),
     },
     Spec {
         name: "input.reliability",
@@ -485,9 +486,13 @@ impl Settings {
     /// Where the calibration buffer is written; when the parameter is empty, below `ros_home`, in
     /// a folder of the node's own.
     pub fn buffer_folder(&self, ros_home: &Path, node: &str) -> PathBuf {
-        let own = node.trim_matches('/').replace('/', ".");
-        let name = format!("calibration_buffer/{own}");
+        let name = format!("calibration_buffer/{}", folder_of(node));
         or_below(&self.calibration_buffer_path, ros_home, &name)
+    }
+
+    /// Where copies of the buffer go when nobody says where: below `ros_home`.
+    pub fn recordings_folder(&self, ros_home: &Path, node: &str) -> PathBuf {
+        or_below("", ros_home, &format!("recordings/{}", folder_of(node)))
     }
 }
 
@@ -497,6 +502,11 @@ pub fn ros_home() -> PathBuf {
         .map(PathBuf::from)
         .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".ros")))
         .unwrap_or_else(|| PathBuf::from(".ros"))
+}
+
+/// A node's name as the name of a folder.
+fn folder_of(node: &str) -> String {
+    node.trim_matches('/').replace('/', ".")
 }
 
 fn or_below(given: &str, ros_home: &Path, name: &str) -> PathBuf {
@@ -558,14 +568,6 @@ fn text(value: &Value) -> Result<String, Refused> {
     }
 }
 
-fn non_empty(value: &Value) -> Result<String, Refused> {
-    let text = text(value)?;
-    if text.is_empty() {
-        return Err(Refused::Value("must not be empty".into()));
-    }
-    Ok(text)
-}
-
 fn flag(value: &Value) -> Result<bool, Refused> {
     match value {
         Value::Bool(flag) => Ok(*flag),
@@ -609,6 +611,12 @@ fn choice(value: &Value) -> Result<Choice, Refused> {
 
 fn provider(value: &Value) -> Result<Provider, Refused> {
     text(value)?.parse().map_err(Refused::Value)
+}
+
+fn target(value: &Value) -> Result<Target, Refused> {
+    let text = text(value)?;
+    <Target as clap::ValueEnum>::from_str(&text, false)
+        .map_err(|_| Refused::Value(format!("'{text}' is neither cpu nor tensorrt")))
 }
 
 fn sensor_pose(value: &Value) -> Result<Option<[f64; 6]>, Refused> {

@@ -1,7 +1,7 @@
-//! The calibration from request to swap, and what there is to say about it.
+//! What the node does on request: calibrations from request to swap, and which of its models runs.
 //!
 //! ```text
-//! calibrate ─► write the buffer ─► quantize (own process) ─► store ─► load, warm up ─► swap
+//! calibrate ─► the buffer, or a bag ─► quantize (own process) ─► store ─► load, warm up ─► swap
 //!                                                               └► refused: the report is kept
 //! start ─► the model that ran last, from the store, if it is whole and fits ─► load ─► swap
 //! ```
@@ -9,23 +9,25 @@
 //! One calibration at a time. Detection goes on all the while, and whatever fails leaves the
 //! running engine as it was. The store remembers what runs, so that the next start finds it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::calibrator::{self, Job, JobError, Progress, Verdict};
+use super::calibrator::{self, Input, Job, JobError, Progress, Verdict};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Fallback, Pipeline, SwapError};
 use super::settings::Settings;
-use crate::calibration::store::{Pick, Selection, StoreError, Version, float_files};
+use super::status::{Calibrating, Last, Outcome, Start, Status, Work};
+use crate::calibration::buffer::Snapshot;
+use crate::calibration::store::{Listing, Pick, Selection, StoreError, Version, float_files};
 use crate::calibration::{BufferError, ModelStore};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
+use crate::ptq::recipe::{Recipe, Target};
 
 /// Files and settings a calibration needs.
 #[derive(Debug, Clone)]
@@ -38,117 +40,37 @@ pub struct Paths {
     pub store: ModelStore,
     /// The node's name, under which the store remembers what it runs.
     pub node: String,
+    /// Where the buffer is saved when nobody says where.
+    pub recordings: PathBuf,
 }
 
-/// How the last calibration ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// The INT8 model runs.
-    Swapped,
-    /// An INT8 model was made, but does not agree well enough with float.
-    Refused,
-    Failed,
-    Cancelled,
-}
-
-/// The last calibration, for the status.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Last {
-    pub outcome: Outcome,
-    /// Why it was refused or failed.
-    pub reasons: Vec<String>,
-    /// Frames it was made from.
-    pub frames: usize,
-    pub seconds: f64,
-    /// Description of the INT8 model, where one was made.
-    pub model: Option<PathBuf>,
-    pub report: Option<PathBuf>,
-}
-
-/// A calibration under way, for the status.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Calibrating {
-    /// `buffer`, `start`, a stage of the quantization, `load`, or `swap`.
-    pub stage: String,
-    /// Of the quantization, 0 to 1.
-    pub fraction: f64,
-    pub eta_s: Option<f64>,
-    pub detail: String,
-    pub frames: usize,
-    /// Process of the quantization, while it runs.
-    pub pid: Option<u32>,
-}
-
-/// What the node found in the store when it started.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct Start {
-    /// The stored model that it started with.
-    pub model: Option<String>,
-    /// Why it did not start with the one that ran last.
-    pub problems: Vec<String>,
-}
-
-/// What the node does besides detecting.
+/// What to calibrate with. What is absent is as the node's parameters say.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Work {
-    pub calibrating: Option<Calibrating>,
-    pub last: Option<Last>,
-    /// Absent until the store was looked at.
-    pub start: Option<Start>,
-    /// What the store could not keep, since the last time that it could.
-    pub store_problem: Option<String>,
+pub struct Order {
+    pub recipe: Option<PathBuf>,
+    /// A recording, instead of the node's buffer.
+    pub bag: Option<PathBuf>,
+    /// The recording's cloud topic, where it has several.
+    pub topic: Option<String>,
+    pub target: Option<Target>,
 }
 
-/// The latched status: one flat JSON object.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Status {
-    /// `idle` or `calibrating`.
-    pub state: &'static str,
-    pub stage: Option<String>,
-    pub fraction: Option<f64>,
-    pub eta_s: Option<f64>,
-    pub detail: Option<String>,
-    pub frames: Option<usize>,
-    pub pid: Option<u32>,
-    pub model_id: String,
-    pub model_path: PathBuf,
-    pub precision: Precision,
-    /// The INT8 model that `~/use_int8` would change to.
-    pub int8_model_id: Option<String>,
-    /// Why the node left INT8 by itself.
-    pub fallback: Option<String>,
-    pub start: Option<Start>,
-    pub store_problem: Option<String>,
-    pub last: Option<Last>,
+/// A calibration that has been started.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Started {
+    /// Counted from the node's start.
+    pub number: u32,
+    /// What it is made from, for people.
+    pub source: String,
 }
 
-impl Status {
-    pub fn new(work: &Work, active: &Active) -> Self {
-        let now = work.calibrating.as_ref();
-        Self {
-            state: if now.is_some() { "calibrating" } else { "idle" },
-            stage: now.map(|c| c.stage.clone()),
-            fraction: now.map(|c| c.fraction),
-            eta_s: now.and_then(|c| c.eta_s),
-            detail: now.map(|c| c.detail.clone()).filter(|d| !d.is_empty()),
-            frames: now.map(|c| c.frames),
-            pid: now.and_then(|c| c.pid),
-            model_id: active.model.id.clone(),
-            model_path: active.model.path.clone(),
-            precision: active.model.precision,
-            int8_model_id: active.int8.as_ref().map(|model| model.id.clone()),
-            fallback: active.fallback.as_ref().map(|f| f.reason.clone()),
-            start: work.start.clone(),
-            store_problem: work.store_problem.clone(),
-            last: work.last.clone(),
-        }
-    }
-
-    pub fn to_json(&self) -> String {
-        // Plain strings and numbers always serialize.
-        serde_json::to_string(self).unwrap_or_else(|error| format!("{{\"error\":\"{error}\"}}"))
-    }
+/// A model to run.
+#[derive(Debug)]
+pub enum Wanted {
+    /// Id of one in the store or its first digits; or the path of a folder that `quantize` wrote.
+    Named(String),
+    /// The files of such a folder.
+    Files(Vec<(String, Vec<u8>)>),
 }
 
 /// Why a request was not granted. These go to the caller word for word.
@@ -180,6 +102,24 @@ pub enum Refusal {
     Swap(#[from] SwapError),
     #[error("the stored INT8 model cannot run: {0}")]
     Stored(String),
+    #[error("{what} '{}' is no absolute path, and the node's working folder is anywhere", .path.display())]
+    Relative { what: &'static str, path: PathBuf },
+    #[error("'{0}' is no target; there are cpu and tensorrt")]
+    Target(String),
+    #[error("there is no bag {}", .0.display())]
+    NoBag(PathBuf),
+    #[error("{0}")]
+    Recipe(String),
+    #[error("the float model runs; there is nothing to roll back")]
+    NothingToRollBack,
+    #[error("'{id}' is not from the model store; restart the node with another model")]
+    NotStored { id: String },
+    #[error("the model is not in the store: {0}")]
+    Import(String),
+    #[error("the model store: {0}")]
+    Store(String),
+    #[error("the buffer was not saved: {0}")]
+    Save(String),
 }
 
 fn and_problem(problem: &Option<String>) -> String {
@@ -223,8 +163,7 @@ impl From<JobError> for Failure {
 /// What a calibration left behind.
 struct Finished {
     outcome: Outcome,
-    reasons: Vec<String>,
-    model: PathBuf,
+    version: Version,
 }
 
 struct Running {
@@ -277,11 +216,44 @@ impl Supervisor {
     }
 
     pub fn status(&self) -> Status {
-        Status::new(&self.work.borrow(), &self.pipeline.active().borrow())
+        let active = self.pipeline.active();
+        Status::new(&self.work.borrow(), &active.borrow(), &self.paths.store)
     }
 
-    /// Starts a calibration from what the buffer holds now. Returns the number of frames.
-    pub fn calibrate(self: &Arc<Self>) -> Result<usize, Refusal> {
+    /// Starts a calibration, from a recording or from what the buffer holds now.
+    pub async fn calibrate(self: &Arc<Self>, order: Order) -> Result<Started, Refusal> {
+        let mut settings = lock(&self.settings).clone();
+        if let Some(recipe) = order.recipe {
+            absolute("recipe", &recipe)?;
+            settings.recipe_path = recipe.to_string_lossy().into_owned();
+        }
+        if let Some(target) = order.target {
+            settings.target = target;
+        }
+        let bag = order.bag.clone();
+        if let Some(bag) = &bag {
+            absolute("bag", bag)?;
+        }
+        let recipe = settings.recipe_path.clone();
+        on_a_thread_that_may_wait(move || {
+            if !recipe.is_empty() {
+                Recipe::load(recipe.as_ref())
+                    .map_err(|error| Refusal::Recipe(error.to_string()))?;
+            }
+            match bag {
+                Some(bag) if !bag.exists() => Err(Refusal::NoBag(bag)),
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        self.start(settings, order.bag.map(|path| (path, order.topic)))
+    }
+
+    fn start(
+        self: &Arc<Self>,
+        settings: Settings,
+        bag: Option<(PathBuf, Option<String>)>,
+    ) -> Result<Started, Refusal> {
         let mut running = lock(&self.running);
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Refusal::Stopping);
@@ -302,7 +274,33 @@ impl Supervisor {
                 id: base.id.clone(),
             });
         }
-        let settings = lock(&self.settings).clone();
+        let (frames, source) = match &bag {
+            Some((path, _)) => (None, path.display().to_string()),
+            None => {
+                let frames = self.enough_frames(&settings)?;
+                (Some(frames), format!("{frames} frames"))
+            }
+        };
+        let (cancel, cancelled) = watch::channel(false);
+        let mut number = 0;
+        self.work.send_modify(|work| {
+            work.calibration += 1;
+            number = work.calibration;
+            work.calibrating = Some(Calibrating {
+                stage: if bag.is_some() { "start" } else { "buffer" }.into(),
+                bag: bag.as_ref().map(|(path, _)| path.clone()),
+                frames,
+                ..Calibrating::default()
+            });
+        });
+        tracing::info!("calibration {number} from {source} starts");
+        let task = tokio::spawn(self.clone().calibration(number, settings, bag, cancelled));
+        *running = Some(Running { cancel, task });
+        Ok(Started { number, source })
+    }
+
+    /// How many frames the buffer holds, if that is enough.
+    fn enough_frames(&self, settings: &Settings) -> Result<usize, Refusal> {
         let fill = self.pipeline.buffer().fill();
         let count = fill.frames();
         let need = settings.calibration_min_frames;
@@ -315,19 +313,6 @@ impl Supervisor {
                 problem: fill.problem,
             });
         }
-        let (cancel, cancelled) = watch::channel(false);
-        self.report(|now| {
-            *now = Calibrating {
-                stage: "buffer".into(),
-                fraction: 0.0,
-                eta_s: None,
-                detail: String::new(),
-                frames: count,
-                pid: None,
-            };
-        });
-        let task = tokio::spawn(self.clone().calibration(settings, count, cancelled));
-        *running = Some(Running { cancel, task });
         Ok(count)
     }
 
@@ -360,6 +345,116 @@ impl Supervisor {
         };
         self.remember(&active.model).await;
         Ok(active)
+    }
+
+    /// Makes a model of the store, or one that comes to it with this request, the running one.
+    ///
+    /// It must be whole, made from the node's float model, and accepted by its gate; that it was given up before is no
+    /// reason against it.
+    pub async fn load_model(&self, wanted: Wanted) -> Result<(Version, Active), Refusal> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Refusal::Stopping);
+        }
+        if let Wanted::Named(name) = &wanted
+            && name.contains('/')
+        {
+            absolute("model", Path::new(name))?;
+        }
+        let version = self
+            .ask_store(move |store, node, _| match wanted {
+                Wanted::Named(name) if name.contains('/') => {
+                    let path = Path::new(&name);
+                    let folder = match path.is_dir() {
+                        true => path,
+                        false => path.parent().unwrap_or(path),
+                    };
+                    store.import(folder, Some(node))
+                }
+                Wanted::Named(id) => store.find(&id),
+                Wanted::Files(files) => store.import_files(&files, Some(node)),
+            })
+            .await
+            .map_err(Refusal::Import)?;
+        let id = version.id.clone();
+        let fit =
+            self.ask_store(move |store, _, float| Ok(store.fit(&id, &Selection::default(), float)));
+        let unfit = |why: String| Refusal::Stored(format!("{}: {why}", version.id));
+        let version = fit
+            .await
+            .map_err(unfit)?
+            .map_err(|why| unfit(why.to_string()))?;
+        let engine = self.load(version.description()).await;
+        let engine = engine.map_err(|failure| unfit(failure.to_string()))?;
+        let _turn = self.exchange.lock().await;
+        let active = self.pipeline.install(engine).await?;
+        self.remember(&active.model).await;
+        Ok((version, active))
+    }
+
+    /// Gives up the running INT8 model: goes to the last good one before it, or to float. Returns what spoke against
+    /// models that would have been next.
+    pub async fn roll_back(&self) -> Result<(Active, Vec<String>), Refusal> {
+        let _turn = self.exchange.lock().await;
+        let running = self.pipeline.active().borrow().model.clone();
+        if running.precision == Precision::Float {
+            return Err(Refusal::NothingToRollBack);
+        }
+        let Some(id) = self.paths.store.id_of(&running.path) else {
+            let id = running.id.clone();
+            return Err(Refusal::NotStored { id });
+        };
+        let not_this = id.clone();
+        let before = self.ask_store(move |store, node, float| {
+            let mut selection = store.selection(node)?;
+            selection.good.retain(|good| *good != not_this);
+            Ok(store.last_good(&selection, float))
+        });
+        // Float is always there, also where the store cannot be read.
+        let (pick, mut problems) = match before.await {
+            Ok(pick) => (pick.version.clone(), said(&pick)),
+            Err(problem) => (None, vec![problem]),
+        };
+        let mut installed = None;
+        if let Some(version) = &pick {
+            match self.install_stored(version).await {
+                Ok(active) => installed = Some(active),
+                Err(failure) => problems.push(format!("{}: {failure}", version.id)),
+            }
+        }
+        let active = match installed {
+            Some(active) => active,
+            None => self.pipeline.discard().await?,
+        };
+        self.tell_store(move |store, node| store.give_up(node, &id, "rolled back on request"))
+            .await;
+        self.remember(&active.model).await;
+        Ok((active, problems))
+    }
+
+    /// The models of the store, and what the node runs and gave up.
+    pub async fn models(&self) -> Result<(Listing, Selection), Refusal> {
+        let listed = self.ask_store(|store, node, _| Ok((store.list()?, store.selection(node)?)));
+        listed.await.map_err(Refusal::Store)
+    }
+
+    /// Writes the buffer to a bag of its own.
+    pub async fn save_buffer(&self, folder: Option<PathBuf>) -> Result<Snapshot, Refusal> {
+        let folder = match folder {
+            Some(folder) => {
+                absolute("path", &folder)?;
+                folder
+            }
+            None => {
+                let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+                self.paths.recordings.join(now.replace(':', "-"))
+            }
+        };
+        let pipeline = self.pipeline.clone();
+        on_a_thread_that_may_wait(move || {
+            let saved = pipeline.buffer().save(&folder);
+            saved.map_err(|error| Refusal::Save(error.to_string()))
+        })
+        .await
     }
 
     /// Makes the model that ran last the running one, if the store has it, it is whole, and it fits.
@@ -503,14 +598,7 @@ impl Supervisor {
     /// Changes the state of the running calibration.
     fn report(&self, change: impl FnOnce(&mut Calibrating)) {
         self.work.send_modify(|work| {
-            change(work.calibrating.get_or_insert_with(|| Calibrating {
-                stage: String::new(),
-                fraction: 0.0,
-                eta_s: None,
-                detail: String::new(),
-                frames: 0,
-                pid: None,
-            }))
+            change(work.calibrating.get_or_insert_default());
         });
     }
 
@@ -524,31 +612,41 @@ impl Supervisor {
 
     async fn calibration(
         self: Arc<Self>,
+        number: u32,
         settings: Settings,
-        count: usize,
+        bag: Option<(PathBuf, Option<String>)>,
         cancel: watch::Receiver<bool>,
     ) {
         let begin = Instant::now();
-        tracing::info!("calibration from {count} frames starts");
-        let result = self.attempt(&settings, cancel).await;
+        let result = self.attempt(&settings, bag, cancel).await;
         let seconds = begin.elapsed().as_secs_f64();
+        let frames = self
+            .work
+            .borrow()
+            .calibrating
+            .as_ref()
+            .and_then(|c| c.frames);
         let last = match result {
-            Ok(finished) => Last {
-                outcome: finished.outcome,
-                reasons: finished.reasons,
-                frames: count,
+            Ok(Finished { outcome, version }) => Last {
+                calibration: number,
+                outcome,
+                reasons: version.reasons.clone(),
+                frames: Some(version.calibration_frames + version.held_out_frames),
                 seconds,
-                report: finished.model.parent().map(|f| f.join("report.json")),
-                model: Some(finished.model),
+                report: Some(version.report()),
+                model: Some(version.description()),
+                stored_id: Some(version.id),
             },
             Err(failure) => Last {
+                calibration: number,
                 outcome: match failure {
                     Failure::Cancelled => Outcome::Cancelled,
                     _ => Outcome::Failed,
                 },
                 reasons: vec![failure.to_string()],
-                frames: count,
+                frames,
                 seconds,
+                stored_id: None,
                 model: None,
                 report: None,
             },
@@ -569,25 +667,25 @@ impl Supervisor {
     async fn attempt(
         &self,
         settings: &Settings,
+        bag: Option<(PathBuf, Option<String>)>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Finished, Failure> {
         let store = self.paths.store.clone();
         let incoming = tokio::task::spawn_blocking(move || store.incoming()).await??;
-        let pipeline = self.pipeline.clone();
-        let snapshot = tokio::task::spawn_blocking(move || pipeline.buffer().snapshot());
-        let bag = snapshot.await??.bag;
-        self.stage("start");
-        let job = Job {
-            executable: self.paths.executable.clone(),
-            model: self.paths.model.clone(),
-            bag,
-            recipe: (!settings.recipe_path.is_empty()).then(|| settings.recipe_path.clone().into()),
-            target: settings.target.clone(),
-            out: incoming.path().join("model"),
-            threads: settings.calibration_threads,
-            nice: settings.calibration_nice,
-            max_memory_mb: settings.calibration_max_memory_mb,
+        let source = match bag {
+            Some((path, topic)) => (path, Input::recording(settings, topic)),
+            None => {
+                let pipeline = self.pipeline.clone();
+                let snapshot = tokio::task::spawn_blocking(move || pipeline.buffer().snapshot());
+                (snapshot.await??.bag, Input::buffer(settings))
+            }
         };
+        self.stage("start");
+        let Paths {
+            executable, model, ..
+        } = self.paths.clone();
+        let out = incoming.path().join("model");
+        let job = Job::new(settings, executable, model, source, out);
         let verdict = self.quantize(&job, cancel.clone()).await?;
         if *cancel.borrow() {
             return Err(Failure::Cancelled);
@@ -597,13 +695,9 @@ impl Supervisor {
         let made = job.out.clone();
         let add = move || store.add(&made, Some(&node));
         let version = tokio::task::spawn_blocking(add).await??;
-        let finished = |outcome| Finished {
-            outcome,
-            reasons: verdict.reasons.clone(),
-            model: version.description(),
-        };
         if !verdict.accepted {
-            return Ok(finished(Outcome::Refused));
+            let outcome = Outcome::Refused;
+            return Ok(Finished { outcome, version });
         }
         self.stage("load");
         let engine = self.load(version.description()).await?;
@@ -614,7 +708,8 @@ impl Supervisor {
         let _turn = self.exchange.lock().await;
         let active = self.pipeline.install(engine).await?;
         self.remember(&active.model).await;
-        Ok(finished(Outcome::Swapped))
+        let outcome = Outcome::Swapped;
+        Ok(Finished { outcome, version })
     }
 
     async fn quantize(&self, job: &Job, cancel: watch::Receiver<bool>) -> Result<Verdict, Failure> {
@@ -653,6 +748,25 @@ impl Supervisor {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn absolute(what: &'static str, path: &Path) -> Result<(), Refusal> {
+    match path.is_absolute() {
+        true => Ok(()),
+        false => Err(Refusal::Relative {
+            what,
+            path: path.to_owned(),
+        }),
+    }
+}
+
+/// Disks may be slow, and this runtime answers everybody.
+async fn on_a_thread_that_may_wait<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let done = tokio::task::spawn_blocking(work).await;
+    // A panic has been reported by then.
+    done.unwrap_or(Err(Refusal::Stopping))
 }
 
 /// What spoke against the models that were not picked.
@@ -696,6 +810,7 @@ mod tests {
             model,
             store: ModelStore::new(folder.join("store"), Limits::NONE),
             node: "/centerpoint".into(),
+            recordings: folder.join("recordings"),
         };
         let settings = Arc::new(Mutex::new(settings));
         Supervisor::new(
@@ -721,6 +836,7 @@ mod tests {
         let mut report = crate::ptq::report::tests::sample();
         report.model = "demo".into();
         report.check.verdict.accepted = accepted;
+        report.check.verdict.reasons = Vec::from_iter((!accepted).then(|| reason.to_owned()));
         let file = folder.join("made.json");
         std::fs::write(&file, serde_json::to_string(&report).unwrap()).unwrap();
         format!(
@@ -734,7 +850,11 @@ mod tests {
     async fn too_few_frames_are_refused_with_the_numbers() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path(), 2, "exit 1").await;
-        let refusal = supervisor.calibrate().unwrap_err().to_string();
+        let refusal = supervisor
+            .calibrate(Order::default())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(
             refusal.contains("holds 2 frames") && refusal.contains("needs 3"),
             "{refusal}"
@@ -746,9 +866,10 @@ mod tests {
     async fn a_second_calibration_is_refused_and_the_first_can_be_cancelled() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path(), 4, "exec sleep 600").await;
-        assert_eq!(supervisor.calibrate(), Ok(4));
+        let started = supervisor.calibrate(Order::default()).await.unwrap();
+        assert_eq!((started.number, started.source.as_str()), (1, "4 frames"));
         assert!(matches!(
-            supervisor.calibrate(),
+            supervisor.calibrate(Order::default()).await,
             Err(Refusal::Running { .. })
         ));
         assert_eq!(supervisor.status().state, "calibrating");
@@ -775,7 +896,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = done(folder.path(), false, "lost cars");
         let supervisor = supervisor(folder.path(), 4, &script).await;
-        supervisor.calibrate().unwrap();
+        supervisor.calibrate(Order::default()).await.unwrap();
         let last = finished(&supervisor).await;
         assert_eq!(last.outcome, Outcome::Refused);
         assert_eq!(last.reasons, ["lost cars"]);
@@ -790,7 +911,7 @@ mod tests {
     async fn a_model_that_does_not_load_leaves_float_running_and_says_why() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path(), 4, &done(folder.path(), true, "")).await;
-        supervisor.calibrate().unwrap();
+        supervisor.calibrate(Order::default()).await.unwrap();
         let last = finished(&supervisor).await;
         assert_eq!(last.outcome, Outcome::Failed);
         assert!(last.reasons[0].contains("model.yaml"), "{:?}", last.reasons);
@@ -805,7 +926,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path(), 4, "kill -9 $$").await;
         for _ in 0..2 {
-            supervisor.calibrate().unwrap();
+            supervisor.calibrate(Order::default()).await.unwrap();
             let last = finished(&supervisor).await;
             assert_eq!(last.outcome, Outcome::Failed);
             assert!(last.reasons[0].contains("signal 9"), "{:?}", last.reasons);
@@ -821,25 +942,25 @@ mod tests {
     async fn a_shutdown_ends_the_child_and_refuses_new_ones() {
         let folder = tempfile::tempdir().unwrap();
         let supervisor = supervisor(folder.path(), 4, "exec sleep 600").await;
-        supervisor.calibrate().unwrap();
+        supervisor.calibrate(Order::default()).await.unwrap();
         let begin = Instant::now();
         supervisor.shut_down(Duration::from_secs(10)).await;
         assert!(begin.elapsed() < Duration::from_secs(5));
-        assert_eq!(supervisor.calibrate(), Err(Refusal::Stopping));
+        assert_eq!(
+            supervisor.calibrate(Order::default()).await,
+            Err(Refusal::Stopping)
+        );
     }
 
-    /// Puts the demo model, called INT8, into a supervisor's store.
-    fn stored(supervisor: &Supervisor) -> Version {
-        let Paths { store, base, .. } = &supervisor.paths;
-        let incoming = store.incoming().unwrap();
-        let made = incoming.path().join("model");
-        std::fs::create_dir(&made).unwrap();
+    /// A folder as `quantize` writes it: the demo model, called INT8. Each `variant` has another content.
+    fn made(base: &ModelDescription, made: &Path, variant: f32) {
+        std::fs::create_dir(made).unwrap();
         for file in [base.encoder_path(), base.backbone_path()] {
             std::fs::copy(&file, made.join(file.file_name().unwrap())).unwrap();
         }
         let mut description = base.clone();
         description.precision = Precision::Int8;
-        description.post.score_thresholds = vec![0.9; description.classes.len()];
+        description.post.score_thresholds = vec![variant; description.classes.len()];
         description.save(&made.join("model.yaml")).unwrap();
         let mut report = crate::ptq::report::tests::sample();
         report.model = "demo".into();
@@ -848,7 +969,15 @@ mod tests {
         report.reduced_range = true;
         let text = serde_json::to_string(&report).unwrap();
         std::fs::write(made.join("report.json"), text).unwrap();
-        store.add(&made, None).unwrap()
+    }
+
+    /// Such a folder in a supervisor's store.
+    fn stored(supervisor: &Supervisor, variant: f32) -> Version {
+        let Paths { store, base, .. } = &supervisor.paths;
+        let incoming = store.incoming().unwrap();
+        let folder = incoming.path().join("model");
+        made(base, &folder, variant);
+        store.add(&folder, None).unwrap()
     }
 
     /// A supervisor whose float engine has the demo model's classes.
@@ -865,7 +994,7 @@ mod tests {
     async fn a_node_starts_with_the_model_that_ran_last_unless_float_did() {
         let folder = tempfile::tempdir().unwrap();
         let first = demo(folder.path()).await;
-        let version = stored(&first);
+        let version = stored(&first, 0.9);
         first.resume().await;
         // Nobody chose it yet.
         assert_eq!(first.status().precision, Precision::Float);
@@ -892,7 +1021,7 @@ mod tests {
     async fn a_damaged_model_leaves_float_running_and_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let node = demo(folder.path()).await;
-        let version = stored(&node);
+        let version = stored(&node, 0.9);
         node.paths.store.run("/centerpoint", &version.id).unwrap();
         let file = version.folder.join(&node.paths.base.backbone.file);
         let mut bytes = std::fs::read(&file).unwrap();
@@ -916,7 +1045,7 @@ mod tests {
         use crate::node::pipeline::tests::{engine_of, test_cloud};
         let folder = tempfile::tempdir().unwrap();
         let node = demo(folder.path()).await;
-        let version = stored(&node);
+        let version = stored(&node, 0.9);
         node.paths.store.run("/centerpoint", &version.id).unwrap();
         let watcher = tokio::spawn(node.clone().watch_fallbacks());
         let classes = node.paths.base.classes.clone();
@@ -940,5 +1069,188 @@ mod tests {
         let (reason, runs) = tokio::time::timeout(limit, given_up).await.unwrap();
         assert!(reason.contains("broken") && runs.is_none(), "{reason}");
         watcher.abort();
+    }
+
+    async fn load(node: &Supervisor, name: &str) -> Result<Version, String> {
+        let loaded = node.load_model(Wanted::Named(name.into())).await;
+        loaded
+            .map(|(v, _)| v)
+            .map_err(|refusal| refusal.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_model_is_loaded_by_its_id_by_a_folder_or_by_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = demo(folder.path()).await;
+        let there = stored(&node, 0.9);
+        let digits = there.id.rsplit('-').next().unwrap();
+        assert_eq!(load(&node, &digits[..6]).await.unwrap(), there);
+        let status = node.status();
+        assert_eq!(status.stored_id, Some(there.id.clone()));
+        assert_eq!(status.precision, Precision::Int8);
+
+        let elsewhere = folder.path().join("elsewhere");
+        made(&node.paths.base, &elsewhere, 0.8);
+        let second = load(&node, elsewhere.to_str().unwrap()).await.unwrap();
+        assert!(elsewhere.is_dir() && second.id != there.id);
+        assert_eq!(node.status().stored_id, Some(second.id.clone()));
+
+        let sent = folder.path().join("sent");
+        made(&node.paths.base, &sent, 0.7);
+        let files = std::fs::read_dir(&sent).unwrap().map(|entry| {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            (name, std::fs::read(path).unwrap())
+        });
+        let files: Vec<_> = files.collect();
+        let third = node
+            .load_model(Wanted::Files(files.clone()))
+            .await
+            .unwrap()
+            .0;
+        assert_eq!(node.status().stored_id, Some(third.id.clone()));
+        let selection = node.paths.store.selection("/centerpoint").unwrap();
+        assert_eq!(selection.good, [third.id.clone(), second.id, there.id]);
+
+        // Nothing outside of the store is written, whatever the files are called.
+        let mut escaping = files;
+        escaping[0].0 = "../../escaped".into();
+        let refusal = node.load_model(Wanted::Files(escaping)).await.unwrap_err();
+        assert!(refusal.to_string().contains("escaped"), "{refusal}");
+        assert_eq!(node.status().stored_id, Some(third.id));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_loaded_is_refused_with_the_reason_and_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = demo(folder.path()).await;
+        let empty = folder.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        for (name, part) in [
+            ("demo-123456789abc", "has no model 'demo-123456789abc'"),
+            ("models/demo", "no absolute path"),
+            (empty.to_str().unwrap(), "no report.json"),
+        ] {
+            let refusal = load(&node, name).await.unwrap_err();
+            assert!(refusal.contains(part), "{refusal}");
+        }
+        let refused = folder.path().join("refused");
+        made(&node.paths.base, &refused, 0.9);
+        let report = refused.join("report.json");
+        let text = std::fs::read_to_string(&report).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["check"]["verdict"] =
+            serde_json::json!({"accepted": false, "reasons": ["lost cars"]});
+        std::fs::write(&report, value.to_string()).unwrap();
+        let refusal = load(&node, refused.to_str().unwrap()).await.unwrap_err();
+        assert!(refusal.contains("lost cars"), "{refusal}");
+        let status = node.status();
+        assert_eq!(
+            (status.precision, status.stored_id),
+            (Precision::Float, None)
+        );
+    }
+
+    #[tokio::test]
+    async fn rolling_back_goes_to_the_model_before_and_then_to_float() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = demo(folder.path()).await;
+        let nothing = node.roll_back().await.unwrap_err();
+        assert_eq!(nothing, Refusal::NothingToRollBack);
+        let versions = [0.9, 0.8, 0.7].map(|variant| stored(&node, variant));
+        for version in &versions {
+            load(&node, &version.id).await.unwrap();
+        }
+        // The second one cannot be gone back to any more.
+        std::fs::remove_file(versions[1].folder.join("model.yaml")).unwrap();
+
+        let (active, skipped) = node.roll_back().await.unwrap();
+        assert_eq!(active.model.path, versions[0].description());
+        assert!(skipped[0].contains(&versions[1].id), "{skipped:?}");
+        let store = &node.paths.store;
+        let selection = store.selection("/centerpoint").unwrap();
+        assert_eq!(selection.runs, Some(versions[0].id.clone()));
+        assert!(selection.given_up.contains_key(&versions[2].id));
+
+        let (active, _) = node.roll_back().await.unwrap();
+        assert_eq!(
+            (active.model.precision, active.int8),
+            (Precision::Float, None)
+        );
+        assert_eq!(store.selection("/centerpoint").unwrap().runs, None);
+        // Neither comes back by itself, but both do on request.
+        assert!(node.select(Precision::Int8).await.is_err());
+        load(&node, &versions[2].id).await.unwrap();
+        assert_eq!(node.status().stored_id, Some(versions[2].id.clone()));
+        node.select(Precision::Float).await.unwrap();
+        node.select(Precision::Int8).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_calibration_from_a_recording_needs_no_frames_in_the_buffer() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!(
+            "echo \"$@\" >{}; {}",
+            folder.path().join("arguments").display(),
+            done(folder.path(), false, "lost cars")
+        );
+        let node = supervisor(folder.path(), 0, &script).await;
+        let bag = folder.path().join("drive");
+        let recipe = folder.path().join("recipe.yaml");
+        let mut order = Order {
+            bag: Some(bag.clone()),
+            topic: Some("/top".into()),
+            recipe: Some(recipe.clone()),
+            target: Some(Target::TensorRt),
+        };
+        std::fs::write(&recipe, "no: recipe").unwrap();
+        let refusal = node.calibrate(order.clone()).await.unwrap_err().to_string();
+        assert!(refusal.contains("recipe.yaml"), "{refusal}");
+        std::fs::copy("calibration/quick.yaml", &recipe).unwrap();
+        let absent = node.calibrate(order.clone()).await;
+        assert_eq!(absent, Err(Refusal::NoBag(bag.clone())));
+        let relative = Order {
+            bag: Some("drive".into()),
+            ..Order::default()
+        };
+        let refusal = node.calibrate(relative).await.unwrap_err().to_string();
+        assert!(refusal.contains("'drive' is no absolute path"), "{refusal}");
+
+        std::fs::create_dir(&bag).unwrap();
+        order.bag = Some(bag.clone());
+        let started = node.calibrate(order).await.unwrap();
+        assert_eq!(started.source, bag.display().to_string());
+        let last = finished(&node).await;
+        assert_eq!((last.outcome, last.calibration), (Outcome::Refused, 1));
+        assert!(last.frames.is_some_and(|frames| frames > 0));
+        let said = std::fs::read_to_string(folder.path().join("arguments")).unwrap();
+        for part in [
+            &format!("--bag {}", bag.display()),
+            &format!("--recipe {}", recipe.display()),
+            "--topic=/top",
+            "--fixed-frame=odom",
+            "--target tensorrt",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_buffer_is_saved_where_asked_or_below_the_recordings() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = supervisor(folder.path(), 4, "exit 1").await;
+        let saved = node.save_buffer(None).await.unwrap();
+        assert!(saved.bag.starts_with(folder.path().join("recordings")));
+        assert!(saved.bag.join("metadata.yaml").is_file());
+        let there = folder.path().join("mine");
+        let saved = node.save_buffer(Some(there.clone())).await.unwrap();
+        assert_eq!(
+            (saved.bag, saved.calibration + saved.held_out),
+            (there.clone(), 4)
+        );
+        let again = node.save_buffer(Some(there)).await.unwrap_err().to_string();
+        assert!(again.contains("is there already"), "{again}");
+        let relative = node.save_buffer(Some("mine".into())).await;
+        assert!(matches!(relative, Err(Refusal::Relative { .. })));
     }
 }

@@ -6,7 +6,7 @@ use crate::calibration::buffer::Fill;
 use crate::node::latency::Summary;
 use crate::node::pipeline::{Active, Counters, Drop, Statistics};
 use crate::node::settings::Settings;
-use crate::node::supervisor::{Outcome, Work};
+use crate::node::status::{Outcome, Work};
 
 /// Seconds without a cloud after which the input counts as gone.
 const SILENCE_S: f64 = 2.0;

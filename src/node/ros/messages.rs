@@ -2,12 +2,15 @@
 
 use nalgebra::Vector3;
 use r2r::builtin_interfaces::msg::Time;
+use r2r::centerpoint_ptq_msgs::msg::{CalibrationStatus, Model};
 use r2r::{geometry_msgs, sensor_msgs, std_msgs, tf2_msgs, vision_msgs};
 
 use crate::bag::Stamp;
 use crate::bag::msg::{Header, PointCloud2, PointField, TfMessage, Transform, TransformStamped};
+use crate::calibration::store::{Selection, Version};
 use crate::geometry::Pose;
 use crate::node::Output;
+use crate::node::status::{Outcome, Status};
 
 pub fn time(stamp: Stamp) -> Time {
     Time {
@@ -135,5 +138,83 @@ pub fn detections(output: &Output) -> vision_msgs::msg::Detection3DArray {
             })
             .collect(),
         header,
+    }
+}
+
+/// The status with a type of its own; the stamp is left to the caller.
+pub fn calibration_status(status: &Status) -> CalibrationStatus {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let path = |path: Option<&std::path::PathBuf>| {
+        path.map_or(String::new(), |path| path.display().to_string())
+    };
+    let mut message = CalibrationStatus {
+        state: match status.state {
+            "idle" => CalibrationStatus::IDLE as u8,
+            _ => CalibrationStatus::CALIBRATING as u8,
+        },
+        calibration: status.calibration,
+        stage: text(&status.stage),
+        fraction: status.fraction.unwrap_or(0.0) as f32,
+        eta_s: status.eta_s.map_or(f32::NAN, |eta| eta as f32),
+        detail: text(&status.detail),
+        bag: path(status.bag.as_ref()),
+        frames: status.frames.unwrap_or(0) as u32,
+        pid: status.pid.unwrap_or(0),
+        model_id: status.model_id.clone(),
+        stored_id: text(&status.stored_id),
+        model_path: path(Some(&status.model_path)),
+        precision: status.precision.to_string(),
+        int8_model_id: text(&status.int8_model_id),
+        fallback: text(&status.fallback),
+        ..Default::default()
+    };
+    if let Some(last) = &status.last {
+        message.last_calibration = last.calibration;
+        message.last_outcome = outcome(last.outcome);
+        message.last_reasons = last.reasons.clone();
+        message.last_frames = last.frames.unwrap_or(0) as u32;
+        message.last_seconds = last.seconds;
+        message.last_stored_id = text(&last.stored_id);
+        message.last_model_path = path(last.model.as_ref());
+        message.last_report = path(last.report.as_ref());
+    }
+    message
+}
+
+pub fn outcome(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::Swapped => CalibrationStatus::SWAPPED as u8,
+        Outcome::Refused => CalibrationStatus::REFUSED as u8,
+        Outcome::Failed => CalibrationStatus::FAILED as u8,
+        Outcome::Cancelled => CalibrationStatus::CANCELLED as u8,
+    }
+}
+
+/// A stored model, as the node of this selection sees it.
+pub fn model(version: &Version, selection: &Selection) -> Model {
+    let measured = |x: Option<f64>| x.map_or(f32::NAN, |x| x as f32);
+    Model {
+        id: version.id.clone(),
+        number: version.number,
+        created: Time {
+            sec: i32::try_from(version.created).unwrap_or(i32::MAX),
+            nanosec: 0,
+        },
+        node: version.node.clone().unwrap_or_default(),
+        target: version.target.to_string(),
+        recipe: version.recipe.clone(),
+        calibration_frames: version.calibration_frames as u32,
+        held_out_frames: version.held_out_frames as u32,
+        bytes: version.bytes(),
+        accepted: version.accepted,
+        reasons: version.reasons.clone(),
+        f1: measured(version.f1),
+        speedup: measured(version.speedup),
+        running: selection.runs.as_ref() == Some(&version.id),
+        given_up: selection
+            .given_up
+            .get(&version.id)
+            .cloned()
+            .unwrap_or_default(),
     }
 }

@@ -6,11 +6,13 @@
 //! at once into a slot of one; `spin_once` may return early without end, so the thread then rests
 //! for a millisecond.
 
+pub mod action;
 mod diagnostics;
 mod logging;
 mod markers;
 mod messages;
 mod parameters;
+mod services;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -21,8 +23,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, Stream, StreamExt};
-use r2r::std_srvs::srv::Trigger;
-use r2r::{Clock, Publisher, QosProfile, ServiceRequest};
+use r2r::centerpoint_ptq_msgs::msg::CalibrationStatus;
+use r2r::{Clock, Publisher, QosProfile};
 use r2r::{diagnostic_msgs, rcl_interfaces, sensor_msgs, std_msgs, tf2_msgs};
 use r2r::{vision_msgs, visualization_msgs};
 use thiserror::Error;
@@ -31,13 +33,14 @@ use tokio::sync::mpsc;
 
 use super::engine::LoadError;
 use super::settings::{Reliability, Settings, SettingsError, ros_home};
-use super::supervisor::{Paths, Refusal, Status};
+use super::supervisor::Paths;
 use super::{Engine, Output, Pipeline, Supervisor};
 use crate::bag::Stamp;
 use crate::calibration::CalibrationBuffer;
 use crate::cloud::frames::{FrameAssembler, InputOptions};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 use diagnostics::Diagnostics;
+use services::Services;
 
 /// Longest wait for traffic in one turn of the spin thread; also what a shutdown waits for it.
 const SPIN_TIMEOUT: Duration = Duration::from_millis(20);
@@ -165,6 +168,7 @@ pub fn run() -> Result<(), NodeError> {
         model: model_file,
         store: settings.model_store(&ros_home),
         node: name.clone(),
+        recordings: settings.recordings_folder(&ros_home, &name),
     };
     let resume = settings.store_resume;
     let shadow = settings.shadow();
@@ -177,15 +181,7 @@ pub fn run() -> Result<(), NodeError> {
         source,
     })?;
 
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("centerpoint")
-        .enable_all()
-        .build()
-        .map_err(|source| NodeError::Start {
-            what: "the asynchronous runtime",
-            source,
-        })?;
+    let runtime = async_runtime()?;
     let _inside = runtime.enter();
 
     let provider = settings.runtime_provider.to_string();
@@ -243,6 +239,8 @@ pub fn run() -> Result<(), NodeError> {
             supervisor.clone(),
             pipeline.clone(),
             publishers.status.clone(),
+            publishers.calibration_status.clone(),
+            clock.clone(),
         )),
         tokio::spawn(publish_diagnostics(
             Diagnostics::new(&name, provider),
@@ -266,7 +264,8 @@ pub fn run() -> Result<(), NodeError> {
     }
     tracing::info!("ready, waiting for clouds");
 
-    let ended = runtime.block_on(until_end(&pipeline, &spinner, &node_tasks));
+    let died = || (!pipeline.is_alive()).then_some("a thread of the pipeline");
+    let ended = runtime.block_on(until_end(died, &spinner, &node_tasks));
     tracing::info!("shutting down");
     let deadline = Instant::now() + SHUTDOWN;
     let left = || deadline.saturating_duration_since(Instant::now());
@@ -280,6 +279,18 @@ pub fn run() -> Result<(), NodeError> {
     spinner.stop();
     runtime.shutdown_timeout(left().max(Duration::from_millis(100)));
     ended
+}
+
+fn async_runtime() -> Result<tokio::runtime::Runtime, NodeError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("centerpoint")
+        .enable_all()
+        .build()
+        .map_err(|source| NodeError::Start {
+            what: "the asynchronous runtime",
+            source,
+        })
 }
 
 /// A program that is installed beside this one.
@@ -303,9 +314,9 @@ fn entity(what: impl Into<String>, source: r2r::Error) -> NodeError {
     }
 }
 
-/// Waits for a signal, or for a thread or task that should not have ended.
+/// Waits for a signal, or for a thread or task that should not have ended. `died` names what else has.
 async fn until_end(
-    pipeline: &Pipeline,
+    died: impl Fn() -> Option<&'static str>,
     spinner: &Spinner,
     tasks: &[tokio::task::JoinHandle<()>],
 ) -> Result<(), NodeError> {
@@ -323,8 +334,8 @@ async fn until_end(
             _ = interrupt.recv() => return Ok(()),
             _ = terminate.recv() => return Ok(()),
             _ = pulse.tick() => {
-                if !pipeline.is_alive() {
-                    return Err(NodeError::Died("a thread of the pipeline"));
+                if let Some(part) = died() {
+                    return Err(NodeError::Died(part));
                 }
                 if !spinner.is_alive() {
                     return Err(NodeError::Died("the ROS thread"));
@@ -345,6 +356,7 @@ struct Publishers {
     latency: Publisher<std_msgs::msg::Float64>,
     cycle: Publisher<std_msgs::msg::Float64>,
     status: Publisher<std_msgs::msg::String>,
+    calibration_status: Publisher<CalibrationStatus>,
     diagnostics: Publisher<diagnostic_msgs::msg::DiagnosticArray>,
     rosout: Publisher<rcl_interfaces::msg::Log>,
 }
@@ -387,6 +399,7 @@ impl Topics<(), (), ()> {
                 latency: publisher(node, "~/debug/pipeline_latency_ms", newest.clone())?,
                 cycle: publisher(node, "~/debug/cyclic_time_ms", newest)?,
                 status: publisher(node, "~/status", latched.clone())?,
+                calibration_status: publisher(node, "~/calibration_status", latched.clone())?,
                 diagnostics: publisher(node, "/diagnostics", QosProfile::default())?,
                 rosout: publisher(node, "/rosout", latched.keep_last(1000))?,
             },
@@ -489,14 +502,23 @@ fn now_on(clock: &Mutex<Clock>) -> Option<Stamp> {
 async fn publish_status(
     supervisor: Arc<Supervisor>,
     pipeline: Arc<Pipeline>,
-    publisher: Publisher<std_msgs::msg::String>,
+    json: Publisher<std_msgs::msg::String>,
+    typed: Publisher<CalibrationStatus>,
+    clock: Arc<Mutex<Clock>>,
 ) {
     let mut work = supervisor.work();
     let mut active = pipeline.active();
     loop {
-        let status = Status::new(&work.borrow_and_update(), &active.borrow_and_update());
+        work.mark_unchanged();
+        active.mark_unchanged();
+        let status = supervisor.status();
         let data = status.to_json();
-        publish(&publisher, &std_msgs::msg::String { data });
+        publish(&json, &std_msgs::msg::String { data });
+        let mut message = messages::calibration_status(&status);
+        if let Some(now) = now_on(&clock) {
+            message.stamp = messages::time(now);
+        }
+        publish(&typed, &message);
         tokio::time::sleep(STATUS_PERIOD).await;
         let gone = tokio::select! {
             changed = work.changed() => changed.is_err(),
@@ -549,78 +571,5 @@ async fn publish_rosout(
         }
         // Not through `publish`: a complaint about /rosout would go to /rosout.
         drop(publisher.publish(&message));
-    }
-}
-
-type TriggerRequest = ServiceRequest<Trigger::Service>;
-
-/// What callers can ask for, as one stream of requests.
-struct Services<S>(S);
-
-#[derive(Clone, Copy)]
-enum Request {
-    Calibrate,
-    Cancel,
-    State,
-    UseFloat,
-    UseInt8,
-}
-
-impl Services<()> {
-    fn create(
-        node: &mut r2r::Node,
-    ) -> Result<Services<impl Stream<Item = (Request, TriggerRequest)> + Unpin + use<>>, NodeError>
-    {
-        let mut requests = futures::stream::SelectAll::new();
-        for (name, request) in [
-            ("~/calibrate", Request::Calibrate),
-            ("~/cancel_calibration", Request::Cancel),
-            ("~/calibration_state", Request::State),
-            ("~/use_float", Request::UseFloat),
-            ("~/use_int8", Request::UseInt8),
-        ] {
-            let stream = node
-                .create_service::<Trigger::Service>(name, QosProfile::services_default())
-                .map_err(|source| entity(format!("the service {name}"), source))?;
-            requests.push(stream.map(move |asked| (request, asked)));
-        }
-        Ok(Services(requests))
-    }
-}
-
-impl<S: Stream<Item = (Request, TriggerRequest)> + Unpin> Services<S> {
-    async fn serve(mut self, supervisor: Arc<Supervisor>) {
-        while let Some((request, asked)) = self.0.next().await {
-            let supervisor = supervisor.clone();
-            // A swap waits for the frame under way; the state can be asked meanwhile.
-            tokio::spawn(async move {
-                let (success, message) = match answer(request, &supervisor).await {
-                    Ok(message) => (true, message),
-                    Err(refusal) => (false, refusal.to_string()),
-                };
-                let response = Trigger::Response { success, message };
-                if let Err(error) = asked.respond(response) {
-                    tracing::debug!("a caller got no answer: {error}");
-                }
-            });
-        }
-    }
-}
-
-async fn answer(request: Request, supervisor: &Arc<Supervisor>) -> Result<String, Refusal> {
-    let runs = |active: super::pipeline::Active| {
-        format!(
-            "{} model '{}' runs",
-            active.model.precision, active.model.id
-        )
-    };
-    match request {
-        Request::Calibrate => supervisor.calibrate().map(|frames| {
-            format!("calibration from {frames} frames started; ~/status says how it goes")
-        }),
-        Request::Cancel => supervisor.cancel().map(|()| "cancelling".into()),
-        Request::State => Ok(supervisor.status().to_json()),
-        Request::UseFloat => supervisor.select(Precision::Float).await.map(runs),
-        Request::UseInt8 => supervisor.select(Precision::Int8).await.map(runs),
     }
 }

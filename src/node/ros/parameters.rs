@@ -14,9 +14,20 @@ const COMMON: [&str; 2] = ["use_sim_time", "start_type_description_service"];
 /// error, an unknown name (a file for several nodes may have some) is told with what was likely
 /// meant.
 pub fn read(given: &IndexMap<String, Parameter>) -> Result<Settings, SettingsError> {
+    let settings = read_some(given, &[])?;
+    settings.check()?;
+    Ok(settings)
+}
+
+/// As [`read`], for a node that needs only some of the settings and has parameters of its own besides.
+pub fn read_some(
+    given: &IndexMap<String, Parameter>,
+    own: &[&str],
+) -> Result<Settings, SettingsError> {
     let mut settings = Settings::default();
     for (name, parameter) in given {
-        if COMMON.contains(&name.as_str()) || name.starts_with("qos_overrides.") {
+        let known = |names: &[&str]| names.contains(&name.as_str());
+        if known(&COMMON) || known(own) || name.starts_with("qos_overrides.") {
             continue;
         }
         let Some(value) = value(&parameter.value) else {
@@ -34,11 +45,10 @@ pub fn read(given: &IndexMap<String, Parameter>) -> Result<Settings, SettingsErr
             result => result?,
         }
     }
-    settings.check()?;
     Ok(settings)
 }
 
-fn value(value: &ParameterValue) -> Option<Value> {
+pub fn value(value: &ParameterValue) -> Option<Value> {
     Some(match value {
         ParameterValue::Bool(flag) => Value::Bool(*flag),
         ParameterValue::Integer(n) => Value::Integer(*n),
