@@ -39,7 +39,13 @@ def share(prefix: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def launch(share: Path) -> ElementTree.Element:
+    """The launch file of the node."""
     return ElementTree.parse(share / "launch" / "centerpoint.launch.xml").getroot()
+
+
+@pytest.fixture(scope="session", params=["centerpoint.launch.xml", "calibration_elsewhere.launch.xml"])
+def any_launch(request, share: Path) -> ElementTree.Element:
+    return ElementTree.parse(share / "launch" / request.param).getroot()
 
 
 def launch_arguments(launch: ElementTree.Element) -> dict[str, str]:
@@ -61,9 +67,13 @@ def resolve(text: str, launch: ElementTree.Element, share: Path) -> str:
     return re.sub(r"\$\(([\w-]+) (\w+)\)", replace, text)
 
 
-def node(launch: ElementTree.Element) -> ElementTree.Element:
-    (found,) = [n for n in launch.findall("node") if n.get("pkg") == PACKAGE]
+def node(launch: ElementTree.Element, program: str = "centerpoint_node") -> ElementTree.Element:
+    (found,) = [n for n in launch.findall("node") if n.get("pkg") == PACKAGE and n.get("exec") == program]
     return found
+
+
+def parameters(node: ElementTree.Element) -> dict[str, str]:
+    return {p.get("name"): p.get("value") for p in node.findall("param") if p.get("name")}
 
 
 def node_source() -> str:
@@ -79,7 +89,7 @@ def test_the_ament_index_leads_to_the_package(prefix, share, monkeypatch):
     assert Path(get_package_share_directory(PACKAGE)).samefile(share)
 
 
-@pytest.mark.parametrize("name", ["centerpoint_node", "centerpoint_ptq"])
+@pytest.mark.parametrize("name", ["calibration_action_server", "centerpoint_node", "centerpoint_ptq"])
 def test_the_programs_are_where_ros2_run_looks(prefix, name):
     program = prefix / "lib" / PACKAGE / name
     assert program.is_file() and os.access(program, os.X_OK)
@@ -138,22 +148,43 @@ def test_the_message_filter_is_closed_under_dependencies():
 # --- the launch files -----------------------------------------------------------------------------
 
 
-def test_launch_starts_the_installed_node(launch, prefix):
-    assert (prefix / "lib" / node(launch).get("pkg") / node(launch).get("exec")).is_file()
+def test_launch_starts_installed_programs(any_launch, prefix):
+    own = [n for n in any_launch.findall("node") if n.get("pkg") == PACKAGE]
+    assert own
+    for each in own:
+        assert (prefix / "lib" / PACKAGE / each.get("exec")).is_file()
 
 
-def test_launch_uses_only_declared_arguments(launch):
-    used = set(re.findall(r"\$\(var (\w+)\)", ElementTree.tostring(launch, encoding="unicode")))
-    assert used == set(launch_arguments(launch)), "declared and used arguments differ"
+def test_launch_uses_only_declared_arguments(any_launch):
+    used = set(re.findall(r"\$\(var (\w+)\)", ElementTree.tostring(any_launch, encoding="unicode")))
+    assert used == set(launch_arguments(any_launch)), "declared and used arguments differ"
 
 
-def test_files_that_launch_names_are_installed(launch, share):
-    text = ElementTree.tostring(launch, encoding="unicode")
+def test_files_that_launch_names_are_installed(any_launch, share):
+    text = ElementTree.tostring(any_launch, encoding="unicode")
     named = re.findall(r"\$\(find-pkg-share centerpoint_ptq\)/[\w./-]+", text)
-    assert len(named) >= 5
+    assert len(named) >= 3
     for name in named:
-        path = Path(resolve(name, launch, share))
+        path = Path(resolve(name, any_launch, share))
         assert path.is_file(), f"{name} -> {path}"
+
+
+def test_the_action_server_beside_the_node_drives_that_node(launch):
+    detector, server = node(launch), node(launch, "calibration_action_server")
+    # A relative name, so that it holds in any namespace, as long as both have the same.
+    assert parameters(server)["node"] == detector.get("name") == "$(var node_name)"
+    assert server.get("namespace") == detector.get("namespace")
+    assert "work_here" not in parameters(server)
+    # r2r's action server may end; the node does not need it.
+    assert server.get("respawn") == "true" and detector.get("respawn") is None
+
+
+def test_names_of_parameters_in_launch_files_are_ones_that_the_programs_have(any_launch, share):
+    content = yaml.safe_load((share / "config" / "centerpoint_node.param.yaml").read_text())
+    known = set(flatten(content["/**"]["ros__parameters"])) | {"model_path", "recipe_path", "use_sim_time"}
+    for each in any_launch.findall("node"):
+        own = {"node", "work_here"} if each.get("exec") == "calibration_action_server" else set()
+        assert set(parameters(each)) <= known | own
 
 
 def test_launch_remaps_the_cloud_input_of_the_node(launch, share):
@@ -199,11 +230,10 @@ def flatten(values: dict, path: str = "") -> dict[str, object]:
 def test_parameter_file_fits_any_node_name_and_leaves_to_launch_what_launch_sets(share, launch):
     content = yaml.safe_load((share / "config" / "centerpoint_node.param.yaml").read_text())
     assert list(content) == ["/**"], "the node may be renamed, so the section must fit every name"
-    parameters = flatten(content["/**"]["ros__parameters"])
-    set_by_launch = {p.get("name") for p in node(launch).findall("param") if p.get("name")}
-    assert not set_by_launch & set(parameters), "launch would override these silently"
+    given = flatten(content["/**"]["ros__parameters"])
+    assert not set(parameters(node(launch))) & set(given), "launch would override these silently"
     # r2r's parameters know no arrays.
-    assert all(isinstance(v, (bool, int, float, str)) for v in parameters.values())
+    assert all(isinstance(v, (bool, int, float, str)) for v in given.values())
 
 
 def test_fast_dds_profile_holds_a_large_cloud(share):

@@ -70,6 +70,21 @@ def test_a_calibration_splits_the_frames_as_they_were_chosen(program, drive, tmp
     assert by_role == {"calibration": calibration, "held_out": held_out}
 
 
+def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, bag, tmp_path):
+    calibration, held_out = select(program, drive, tmp_path / "buffer", "newest")
+    command = ["quantize", "--model", MODEL, "--bag", bag, "--check-buffer", tmp_path / "buffer", "--progress", "none"]
+    command += ["--out", tmp_path / "int8"]
+    run(program, *command, codes=(0, 3))
+    used = json.loads((tmp_path / "int8" / "report.json").read_text())["frames"]["list"]
+    by_role = {role: sorted(f["stamp"] for f in used if f["role"] == role) for role in ("calibration", "held_out")}
+    assert by_role["held_out"] == held_out
+    # All 32 frames of the recording calibrate, none of the buffer's does.
+    assert len(by_role["calibration"]) == 32 and not set(by_role["calibration"]) & set(calibration)
+
+    said = run(program, *command[:6], drive, "--out", tmp_path / "none", codes=(1,))
+    assert "/centerpoint/held_out/pointcloud" in said and not (tmp_path / "none").exists()
+
+
 def test_a_folder_that_exists_is_not_written_to(program, drive, tmp_path):
     said = run(program, "select", "--model", MODEL, "--bag", drive, "--out", tmp_path, codes=(1,))
     assert "exists already" in said

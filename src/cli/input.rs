@@ -38,6 +38,16 @@ impl InputArgs {
             ..InputOptions::default()
         }
     }
+
+    /// How frames of a topic of a node's calibration buffer are read, which are in the model's frame.
+    pub fn buffered(&self, model: &ModelDescription, topic: &str) -> InputOptions {
+        let own = Self {
+            topic: Some(topic.into()),
+            model_frame: self.model_frame.clone(),
+            ..Self::default()
+        };
+        own.options(model)
+    }
 }
 
 /// Where clouds come from.

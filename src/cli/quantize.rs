@@ -22,15 +22,12 @@ use crate::cloud::frames::{FrameError, Frames, InputOptions};
 use crate::detector::ModelDescription;
 use crate::ptq::frames::{Role, Sample};
 use crate::ptq::progress::{Progress, Silent, Stage, Step};
-use crate::ptq::recipe::{Recipe, Target};
+use crate::ptq::recipe::{FrameSettings, Recipe, Target};
 use crate::ptq::report::Report;
 use crate::ptq::{PtqError, quantize};
 
 /// Exit code after SIGINT or SIGTERM.
 const CANCELLED: i32 = 130;
-
-/// The recipe used where none is named.
-const QUICK: &str = include_str!("../../calibration/quick.yaml");
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -40,6 +37,10 @@ pub struct Args {
     /// rosbag2 folder, .mcap or .db3 file with the calibration frames
     #[arg(long)]
     bag: PathBuf,
+    /// Calibration buffer of a node: check the model on the frames held out of it, what the node sees, and calibrate with
+    /// all frames of --bag
+    #[arg(long, value_name = "BAG")]
+    check_buffer: Option<PathBuf>,
     /// Calibration recipe; by default the quick one
     #[arg(long)]
     recipe: Option<PathBuf>,
@@ -166,21 +167,51 @@ fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, Fram
             ..input.clone()
         };
         let frames = Frames::open(bag, &input)?.step_by(stride);
-        all = Box::new(all.chain(frames.map(move |frame| {
-            frame.map(|frame| Sample {
-                role: Some(role),
-                ..Sample::from(frame)
-            })
-        })));
+        all =
+            Box::new(all.chain(
+                frames.map(move |frame| frame.map(|frame| in_role(Sample::from(frame), role))),
+            ));
     }
     Ok(all)
 }
 
-fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
-    let mut recipe = match &args.recipe {
-        Some(path) => Recipe::load(path)?,
-        None => Recipe::parse(QUICK, Path::new("the built-in recipe"))?,
+/// Frames of one bag to calibrate with, and those held out of a node's buffer to check with.
+fn samples_and_check(
+    args: &Args,
+    model: &ModelDescription,
+    frames: &FrameSettings,
+) -> anyhow::Result<Samples> {
+    let unreadable = |bag: &Path| format!("cannot read clouds from {}", bag.display());
+    let input = args.input.options(model);
+    let Some(buffer) = &args.check_buffer else {
+        let all = samples(&args.bag, &input, frames.max);
+        return all.with_context(|| unreadable(&args.bag));
     };
+    let held_out = (frames.max / frames.hold_out_every).max(frames.min_held_out);
+    let to_calibrate = frames.max.saturating_sub(held_out).max(1);
+    let calibration = samples(&args.bag, &input, to_calibrate)
+        .with_context(|| unreadable(&args.bag))?
+        .take(to_calibrate)
+        .map(|sample| sample.map(|sample| in_role(sample, Role::Calibration)));
+
+    let held_out_topic = args.input.buffered(model, HELD_OUT_TOPIC);
+    let check = Frames::open(buffer, &held_out_topic).with_context(|| unreadable(buffer))?;
+    let stride = check.len_hint().map_or(1, |n| n.div_ceil(held_out).max(1));
+    let check = check
+        .step_by(stride)
+        .map(|frame| frame.map(|frame| in_role(Sample::from(frame), Role::HeldOut)));
+    Ok(Box::new(calibration.chain(check)))
+}
+
+fn in_role(sample: Sample, role: Role) -> Sample {
+    Sample {
+        role: Some(role),
+        ..sample
+    }
+}
+
+fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
+    let mut recipe = Recipe::load_or_default(args.recipe.as_deref())?;
     if let Some(max) = args.max_frames {
         recipe.frames.max = max as usize;
     }
@@ -188,9 +219,7 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         recipe.threads = threads;
     }
     let model = ModelDescription::load(&args.model)?;
-    let input = args.input.options(&model);
-    let frames = samples(&args.bag, &input, recipe.frames.max)
-        .with_context(|| format!("cannot read clouds from {}", args.bag.display()))?;
+    let frames = samples_and_check(args, &model, &recipe.frames)?;
     let out = &args.out;
     let mut bar;
     let mut lines;

@@ -45,6 +45,8 @@ pub struct Job {
     /// The frames, as a rosbag2.
     pub bag: PathBuf,
     pub input: Input,
+    /// Snapshot of the node's buffer to check the model on, instead of on frames of `bag`.
+    pub check_buffer: Option<PathBuf>,
     /// `None` for the built-in recipe.
     pub recipe: Option<PathBuf>,
     pub target: Target,
@@ -153,7 +155,8 @@ impl Job {
             model,
             bag,
             input,
-            recipe: non_empty(&settings.recipe_path).map(PathBuf::from),
+            check_buffer: None,
+            recipe: settings.recipe_file(),
             target: settings.target,
             out,
             threads: settings.calibration_threads,
@@ -175,6 +178,9 @@ impl Job {
         command.arg("quantize");
         command.arg("--model").arg(&self.model);
         command.arg("--bag").arg(&self.bag);
+        if let Some(buffer) = &self.check_buffer {
+            command.arg("--check-buffer").arg(buffer);
+        }
         if let Some(recipe) = &self.recipe {
             command.arg("--recipe").arg(recipe);
         }
@@ -355,6 +361,7 @@ mod tests {
             executable,
             model: "model.yaml".into(),
             bag: "bag".into(),
+            check_buffer: Some("snapshot".into()),
             recipe: Some("recipe.yaml".into()),
             input: Input {
                 topic: Some("/lidar".into()),
@@ -408,7 +415,7 @@ exit 3"#,
         let out = job.out.display();
         assert!(
             said.contains(&format!(
-                "quantize --model model.yaml --bag bag --recipe recipe.yaml --topic=/lidar \
+                "quantize --model model.yaml --bag bag --check-buffer snapshot --recipe recipe.yaml --topic=/lidar \
                  --sensor-pose=-1 0 1.5 0 0 0 --target cpu \
                  --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice 7",
                 std::process::id()

@@ -436,6 +436,11 @@ impl Settings {
         Ok(())
     }
 
+    /// The recipe, where one is named.
+    pub fn recipe_file(&self) -> Option<PathBuf> {
+        Some(PathBuf::from(&self.recipe_path)).filter(|path| !path.as_os_str().is_empty())
+    }
+
     /// The model description file that `model_path` names: itself, or `model.yaml` in the folder.
     pub fn model_file(&self) -> PathBuf {
         let path = PathBuf::from(&self.model_path);

@@ -9,6 +9,7 @@
 //! One calibration at a time. Detection goes on all the while, and whatever fails leaves the
 //! running engine as it was. The store remembers what runs, so that the next start finds it.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +54,25 @@ pub struct Order {
     /// The recording's cloud topic, where it has several.
     pub topic: Option<String>,
     pub target: Option<Target>,
+}
+
+/// A recording to calibrate with.
+#[derive(Debug)]
+struct Recording {
+    bag: PathBuf,
+    topic: Option<String>,
+    /// The buffer has frames enough to check the model on what this node sees; else some of the recording do.
+    checked_on_buffer: bool,
+}
+
+impl fmt::Display for Recording {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let checked_on = match self.checked_on_buffer {
+            true => "frames that the buffer holds out",
+            false => "frames of its own, since the buffer holds too few",
+        };
+        write!(f, "{}, to be checked on {checked_on},", self.bag.display())
+    }
 }
 
 /// A calibration that has been started.
@@ -234,25 +254,26 @@ impl Supervisor {
         if let Some(bag) = &bag {
             absolute("bag", bag)?;
         }
-        let recipe = settings.recipe_path.clone();
-        on_a_thread_that_may_wait(move || {
-            if !recipe.is_empty() {
-                Recipe::load(recipe.as_ref())
-                    .map_err(|error| Refusal::Recipe(error.to_string()))?;
-            }
-            match bag {
-                Some(bag) if !bag.exists() => Err(Refusal::NoBag(bag)),
-                _ => Ok(()),
-            }
+        let recipe = settings.recipe_file();
+        let recipe = on_a_thread_that_may_wait(move || match bag {
+            Some(bag) if !bag.exists() => Err(Refusal::NoBag(bag)),
+            _ => Recipe::load_or_default(recipe.as_deref())
+                .map_err(|error| Refusal::Recipe(error.to_string())),
         })
         .await?;
-        self.start(settings, order.bag.map(|path| (path, order.topic)))
+        let held_out = self.pipeline.buffer().fill().held_out;
+        let recording = order.bag.map(|bag| Recording {
+            bag,
+            topic: order.topic,
+            checked_on_buffer: held_out >= recipe.frames.min_held_out,
+        });
+        self.start(settings, recording)
     }
 
     fn start(
         self: &Arc<Self>,
         settings: Settings,
-        bag: Option<(PathBuf, Option<String>)>,
+        recording: Option<Recording>,
     ) -> Result<Started, Refusal> {
         let mut running = lock(&self.running);
         if self.stopping.load(Ordering::Relaxed) {
@@ -274,8 +295,8 @@ impl Supervisor {
                 id: base.id.clone(),
             });
         }
-        let (frames, source) = match &bag {
-            Some((path, _)) => (None, path.display().to_string()),
+        let (frames, source) = match &recording {
+            Some(recording) => (None, recording.to_string()),
             None => {
                 let frames = self.enough_frames(&settings)?;
                 (Some(frames), format!("{frames} frames"))
@@ -287,14 +308,17 @@ impl Supervisor {
             work.calibration += 1;
             number = work.calibration;
             work.calibrating = Some(Calibrating {
-                stage: if bag.is_some() { "start" } else { "buffer" }.into(),
-                bag: bag.as_ref().map(|(path, _)| path.clone()),
+                stage: "buffer".into(),
+                bag: recording.as_ref().map(|recording| recording.bag.clone()),
                 frames,
                 ..Calibrating::default()
             });
         });
         tracing::info!("calibration {number} from {source} starts");
-        let task = tokio::spawn(self.clone().calibration(number, settings, bag, cancelled));
+        let task = tokio::spawn(
+            self.clone()
+                .calibration(number, settings, recording, cancelled),
+        );
         *running = Some(Running { cancel, task });
         Ok(Started { number, source })
     }
@@ -614,11 +638,11 @@ impl Supervisor {
         self: Arc<Self>,
         number: u32,
         settings: Settings,
-        bag: Option<(PathBuf, Option<String>)>,
+        recording: Option<Recording>,
         cancel: watch::Receiver<bool>,
     ) {
         let begin = Instant::now();
-        let result = self.attempt(&settings, bag, cancel).await;
+        let result = self.attempt(&settings, recording, cancel).await;
         let seconds = begin.elapsed().as_secs_f64();
         let frames = self
             .work
@@ -667,25 +691,34 @@ impl Supervisor {
     async fn attempt(
         &self,
         settings: &Settings,
-        bag: Option<(PathBuf, Option<String>)>,
+        recording: Option<Recording>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Finished, Failure> {
         let store = self.paths.store.clone();
         let incoming = tokio::task::spawn_blocking(move || store.incoming()).await??;
-        let source = match bag {
-            Some((path, topic)) => (path, Input::recording(settings, topic)),
-            None => {
-                let pipeline = self.pipeline.clone();
-                let snapshot = tokio::task::spawn_blocking(move || pipeline.buffer().snapshot());
-                (snapshot.await??.bag, Input::buffer(settings))
+        let pipeline = self.pipeline.clone();
+        let snapshot = async {
+            let taken = tokio::task::spawn_blocking(move || pipeline.buffer().snapshot());
+            Ok::<_, Failure>(taken.await??.bag)
+        };
+        let mut check_buffer = None;
+        let source = match recording {
+            Some(recording) => {
+                if recording.checked_on_buffer {
+                    check_buffer = Some(snapshot.await?);
+                }
+                let input = Input::recording(settings, recording.topic);
+                (recording.bag, input)
             }
+            None => (snapshot.await?, Input::buffer(settings)),
         };
         self.stage("start");
         let Paths {
             executable, model, ..
         } = self.paths.clone();
         let out = incoming.path().join("model");
-        let job = Job::new(settings, executable, model, source, out);
+        let mut job = Job::new(settings, executable, model, source, out);
+        job.check_buffer = check_buffer;
         let verdict = self.quantize(&job, cancel.clone()).await?;
         if *cancel.borrow() {
             return Err(Failure::Cancelled);
@@ -795,7 +828,7 @@ mod tests {
         let float = engine("float", Precision::Float, |_| Ok(Vec::new()));
         let (pipeline, mut outputs) = start_with(float, &folder.join("buffer"));
         for stamp in 1..=frames {
-            pipeline.push_cloud(test_cloud(stamp, "base_link", 2));
+            pipeline.push_cloud(test_cloud(stamp * 1_000_000_000, "base_link", 2));
             outputs.recv().await.unwrap();
             pipeline.buffer().settle();
         }
@@ -1197,16 +1230,12 @@ mod tests {
         let node = supervisor(folder.path(), 0, &script).await;
         let bag = folder.path().join("drive");
         let recipe = folder.path().join("recipe.yaml");
-        let mut order = Order {
+        let order = Order {
             bag: Some(bag.clone()),
             topic: Some("/top".into()),
             recipe: Some(recipe.clone()),
             target: Some(Target::TensorRt),
         };
-        std::fs::write(&recipe, "no: recipe").unwrap();
-        let refusal = node.calibrate(order.clone()).await.unwrap_err().to_string();
-        assert!(refusal.contains("recipe.yaml"), "{refusal}");
-        std::fs::copy("calibration/quick.yaml", &recipe).unwrap();
         let absent = node.calibrate(order.clone()).await;
         assert_eq!(absent, Err(Refusal::NoBag(bag.clone())));
         let relative = Order {
@@ -1217,9 +1246,17 @@ mod tests {
         assert!(refusal.contains("'drive' is no absolute path"), "{refusal}");
 
         std::fs::create_dir(&bag).unwrap();
-        order.bag = Some(bag.clone());
+        std::fs::write(&recipe, "no: recipe").unwrap();
+        let refusal = node.calibrate(order.clone()).await.unwrap_err().to_string();
+        assert!(refusal.contains("recipe.yaml"), "{refusal}");
+        std::fs::copy("calibration/quick.yaml", &recipe).unwrap();
         let started = node.calibrate(order).await.unwrap();
-        assert_eq!(started.source, bag.display().to_string());
+        assert!(
+            started
+                .source
+                .contains("drive, to be checked on frames of its own"),
+            "{started:?}"
+        );
         let last = finished(&node).await;
         assert_eq!((last.outcome, last.calibration), (Outcome::Refused, 1));
         assert!(last.frames.is_some_and(|frames| frames > 0));
@@ -1233,6 +1270,41 @@ mod tests {
         ] {
             assert!(said.contains(part), "{said}");
         }
+        assert!(!said.contains("--check-buffer"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_model_from_a_recording_is_checked_on_what_the_node_saw_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!(
+            "echo \"$@\" >{}; {}",
+            folder.path().join("arguments").display(),
+            done(folder.path(), false, "lost cars")
+        );
+        let node = supervisor(folder.path(), 24, &script).await;
+        assert!(node.pipeline.buffer().fill().held_out >= 1);
+        let recipe = folder.path().join("recipe.yaml");
+        let quick = std::fs::read_to_string("calibration/quick.yaml").unwrap();
+        std::fs::write(&recipe, quick.replace("min_held_out: 4", "min_held_out: 1")).unwrap();
+        let order = Order {
+            bag: Some(folder.path().to_owned()),
+            recipe: Some(recipe),
+            ..Order::default()
+        };
+        let started = node.calibrate(order).await.unwrap();
+        assert!(
+            started
+                .source
+                .contains("checked on frames that the buffer holds out"),
+            "{started:?}"
+        );
+        finished(&node).await;
+        let said = std::fs::read_to_string(folder.path().join("arguments")).unwrap();
+        let snapshot = folder.path().join("buffer/snapshot");
+        assert!(
+            said.contains(&format!("--check-buffer {}", snapshot.display())),
+            "{said}"
+        );
     }
 
     #[tokio::test]

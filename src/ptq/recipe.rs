@@ -340,6 +340,17 @@ impl Recipe {
         Self::parse(&text, path)
     }
 
+    /// The recipe at a path, or the one used where none is named: `calibration/quick.yaml`.
+    pub fn load_or_default(path: Option<&Path>) -> Result<Self, RecipeError> {
+        match path {
+            Some(path) => Self::load(path),
+            None => Self::parse(
+                include_str!("../../calibration/quick.yaml"),
+                Path::new("the built-in recipe"),
+            ),
+        }
+    }
+
     /// Parses the text of a recipe; `path` only names it in messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
         let recipe: Recipe = serde_yaml::from_str(text).map_err(|e| RecipeError::Parse {

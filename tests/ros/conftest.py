@@ -24,7 +24,7 @@ from peers import Driver  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def installed():
-    for name in ["centerpoint_node", "centerpoint_ptq"]:
+    for name in ["calibration_action_server", "centerpoint_node", "centerpoint_ptq"]:
         try:
             path = graph.program(name)
         except LookupError:

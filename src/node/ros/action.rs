@@ -99,7 +99,10 @@ pub fn run() -> Result<(), NodeError> {
     let (settings, own) = {
         let given = lock(&node.params);
         let settings = parameters::read_some(&given, &OWN)?;
-        (settings, Own::read(&given)?)
+        (
+            settings,
+            Own::read(&given, &node.namespace().unwrap_or_default())?,
+        )
     };
     if own.work_here {
         settings.check()?;
@@ -157,9 +160,18 @@ struct Own {
 }
 
 impl Own {
-    fn read(given: &IndexMap<String, Parameter>) -> Result<Self, SettingsError> {
+    /// A name without a leading slash is one in the own `namespace`, as ROS takes relative names.
+    fn read(given: &IndexMap<String, Parameter>, namespace: &str) -> Result<Self, SettingsError> {
+        let absolute = |name: &str| match name.strip_prefix('/') {
+            Some(name) => format!("/{}", name.trim_end_matches('/')),
+            None => format!(
+                "{}/{}",
+                namespace.trim_end_matches('/'),
+                name.trim_end_matches('/')
+            ),
+        };
         let mut own = Self {
-            node: "/centerpoint".into(),
+            node: absolute("centerpoint"),
             work_here: false,
         };
         for (name, parameter) in given {
@@ -168,10 +180,14 @@ impl Own {
                 reason: format!("must be a {expected}"),
             };
             match (name.as_str(), parameters::value(&parameter.value)) {
-                ("node", Some(Value::Text(text))) if !text.is_empty() => {
-                    own.node = format!("/{}", text.trim_matches('/'));
+                ("node", Some(Value::Text(text))) if !text.trim_matches('/').is_empty() => {
+                    own.node = absolute(&text);
                 }
-                ("node", _) => return Err(wrong("name of a node, as /centerpoint")),
+                ("node", _) => {
+                    return Err(wrong(
+                        "name of a node, as centerpoint or /front/centerpoint",
+                    ));
+                }
                 ("work_here", Some(Value::Bool(flag))) => own.work_here = flag,
                 ("work_here", _) => return Err(wrong("bool")),
                 _ => {}
@@ -538,5 +554,39 @@ async fn blocking<T: Send + 'static, E: std::fmt::Display + Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done.map_err(|error| error.to_string()),
         Err(panic) => Err(panic.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(node: &str, namespace: &str) -> Result<String, String> {
+        let value = r2r::ParameterValue::String(node.into());
+        let given = IndexMap::from([("node".to_owned(), Parameter::new(value))]);
+        let own = Own::read(&given, namespace).map_err(|error| error.to_string())?;
+        Ok(own.node)
+    }
+
+    #[test]
+    fn the_detector_is_named_as_ros_names_nodes() {
+        assert_eq!(named("centerpoint", "/").unwrap(), "/centerpoint");
+        assert_eq!(
+            named("centerpoint", "/front").unwrap(),
+            "/front/centerpoint"
+        );
+        assert_eq!(
+            named("/rear/centerpoint/", "/front").unwrap(),
+            "/rear/centerpoint"
+        );
+        for none in ["", "/"] {
+            let error = named(none, "/front").unwrap_err();
+            assert!(
+                error.contains("'node'") && error.contains("/front/centerpoint"),
+                "{error}"
+            );
+        }
+        let by_itself = Own::read(&IndexMap::new(), "/front").unwrap();
+        assert_eq!(by_itself.node, "/front/centerpoint");
     }
 }
