@@ -361,6 +361,10 @@ class Observer:
         """Calls one of the node's Trigger services."""
         return self._call(Trigger, f"{self.node_name}/{service}", Trigger.Request(), timeout)
 
+    def ask(self, kind, service: str, timeout: float = 10.0, **fields):
+        """Calls one of the node's services with a type of its own."""
+        return self._call(kind, f"{self.node_name}/{service}", kind.Request(**fields), timeout)
+
     def trigger(self, service: str, timeout: float = 10.0) -> Trigger.Response:
         """Calls a Trigger service by its full name."""
         return self._call(Trigger, service, Trigger.Request(), timeout)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,3 +42,24 @@ def quantized(program, bag, tmp_path_factory):
     # A model that sees nothing on this drive is refused by the gate (3), but written.
     assert result.returncode in (0, 3), result.stderr
     return out, [json.loads(line) for line in result.stdout.splitlines()], result.returncode
+
+
+@pytest.fixture
+def variants(quantized, tmp_path):
+    """Folders of models with the same layers and other descriptions, so other content, all of them accepted."""
+    made, _, _ = quantized
+    report = json.loads((made / "report.json").read_text())
+    report["check"]["verdict"] = {"accepted": True, "reasons": []}
+
+    def make(count):
+        folders = []
+        for i in range(count):
+            folder = tmp_path / f"variant_{i}"
+            shutil.copytree(made, folder)
+            (folder / "model.yaml").write_text((made / "model.yaml").read_text() + f"# {i}\n")
+            report["recipe"]["check"]["latency_runs"] = i + 1
+            (folder / "report.json").write_text(json.dumps(report))
+            folders.append(folder)
+        return folders
+
+    return make

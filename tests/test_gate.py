@@ -133,7 +133,7 @@ def test_a_model_from_another_sensors_frames_is_refused_by_what_the_node_sees(pr
     simulate = ["simulate", "--scenes", "6", "--rate", "2", "--sensor"]
     assert run(*simulate, "vlp16", "--frames", "16", "--seed", "7", "--out", low).returncode == 0
     assert run(*simulate, "os64", "--frames", "60", "--seed", "91", "--out", seen).returncode == 0
-    chosen = run("select", "--model", MODEL, "--bag", seen, "--choice", "random", "--out", buffer)
+    chosen = run("select", "--model", MODEL, "--bag", seen, "--choice", "newest", "--max-frames", 32, "--out", buffer)
     assert chosen.returncode == 0, chosen.stderr
     command = ["quantize", "--model", MODEL, "--bag", low, "--sensor-pose", "0 0 -6 0 0 0", "--progress", "json"]
     result = run(*command, "--check-buffer", buffer, "--out", tmp_path / "int8")

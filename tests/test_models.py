@@ -42,27 +42,6 @@ def store(program, tmp_path):
     return Store(program, tmp_path / "store")
 
 
-@pytest.fixture
-def variants(quantized, tmp_path):
-    """Folders of models with the same layers and other descriptions, so other content, all of them accepted."""
-    made, _, _ = quantized
-    report = json.loads((made / "report.json").read_text())
-    report["check"]["verdict"] = {"accepted": True, "reasons": []}
-
-    def make(count):
-        folders = []
-        for i in range(count):
-            folder = tmp_path / f"variant_{i}"
-            shutil.copytree(made, folder)
-            (folder / "model.yaml").write_text((made / "model.yaml").read_text() + f"# {i}\n")
-            report["recipe"]["check"]["latency_runs"] = i + 1
-            (folder / "report.json").write_text(json.dumps(report))
-            folders.append(folder)
-        return folders
-
-    return make
-
-
 def test_models_are_added_listed_and_there_once(store, variants):
     first, second = variants(2)
     assert "0 models" in store.run("list")

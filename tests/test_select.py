@@ -38,6 +38,12 @@ def stamps(bag: Path) -> dict[str, list[int]]:
     return {topic: sorted(times) for topic, times in found.items() if topic.endswith("/pointcloud")}
 
 
+def used(model: Path) -> tuple[list[int], list[int]]:
+    """Stamps of the frames that a model was calibrated with, and of those it was checked on."""
+    frames = json.loads((model / "report.json").read_text())["frames"]["list"]
+    return tuple(sorted(f["stamp"] for f in frames if f["role"] == role) for role in ("calibration", "held_out"))
+
+
 def select(program, drive, out, choice):
     said = run(program, "select", "--model", MODEL, "--bag", drive, "--max-frames", 16, "--choice", choice, "--out", out)
     found = stamps(out)
@@ -65,9 +71,7 @@ def test_a_calibration_splits_the_frames_as_they_were_chosen(program, drive, tmp
     # Whether the gate accepts it is not the question here.
     run(program, "quantize", "--model", MODEL, "--bag", tmp_path / "chosen", "--recipe", tmp_path / "recipe.yaml",
         "--out", tmp_path / "int8", "--progress", "none", codes=(0, 3))  # fmt: skip
-    used = json.loads((tmp_path / "int8" / "report.json").read_text())["frames"]["list"]
-    by_role = {role: sorted(f["stamp"] for f in used if f["role"] == role) for role in ("calibration", "held_out")}
-    assert by_role == {"calibration": calibration, "held_out": held_out}
+    assert used(tmp_path / "int8") == (calibration, held_out)
 
 
 def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, bag, tmp_path):
@@ -75,11 +79,19 @@ def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, b
     command = ["quantize", "--model", MODEL, "--bag", bag, "--check-buffer", tmp_path / "buffer", "--progress", "none"]
     command += ["--out", tmp_path / "int8"]
     run(program, *command, codes=(0, 3))
-    used = json.loads((tmp_path / "int8" / "report.json").read_text())["frames"]["list"]
-    by_role = {role: sorted(f["stamp"] for f in used if f["role"] == role) for role in ("calibration", "held_out")}
-    assert by_role["held_out"] == held_out
+    calibrated, checked = used(tmp_path / "int8")
+    assert checked == held_out
     # All 32 frames of the recording calibrate, none of the buffer's does.
-    assert len(by_role["calibration"]) == 32 and not set(by_role["calibration"]) & set(calibration)
+    assert len(calibrated) == 32 and not set(calibrated) & set(calibration)
+
+    # Of the buffer's own drive, nothing near what is held out calibrates; of the buffer itself, what was to calibrate.
+    for source in (drive, tmp_path / "buffer"):
+        out = tmp_path / f"int8_{source.name}"
+        run(program, *command[:4], source, *command[5:8], "none", "--out", out, codes=(0, 3))
+        calibrated, checked = used(out)
+        assert checked == held_out
+        assert min(abs(a - b) for a in calibrated for b in held_out) >= 2 * SECOND
+    assert calibrated == calibration
 
     said = run(program, *command[:6], drive, "--out", tmp_path / "none", codes=(1,))
     assert "/centerpoint/held_out/pointcloud" in said and not (tmp_path / "none").exists()

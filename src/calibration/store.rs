@@ -428,7 +428,7 @@ impl ModelStore {
             id,
             number: number.unwrap_or(0) + 1,
             created: report.tool.created,
-            node: node.map(key),
+            node: node.map(str::to_owned),
             target: report.target,
             recipe: report.recipe.name.clone(),
             recipe_format: report.recipe.format,
@@ -861,7 +861,7 @@ mod tests {
         assert_ne!(first.id, second.id);
         assert!(first.id.starts_with("demo-") && second.number > first.number);
         assert_eq!(ids(&store), [first.id.clone(), second.id.clone()]);
-        assert_eq!(first.node.as_deref(), Some("vehicle.front"));
+        assert_eq!(first.node.as_deref(), Some("/vehicle/front"));
         first.verify().unwrap();
         assert_eq!(store.id_of(&first.description()), Some(first.id.clone()));
         assert_eq!(store.id_of(Path::new("/models/demo/model.yaml")), None);

@@ -4,8 +4,10 @@
 //! why), 130 cancelled by SIGINT or SIGTERM with nothing written, 1 any other failure with nothing written, 2 wrong
 //! arguments.
 
+use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use serde_json::json;
 use super::REFUSED;
 use super::input::InputArgs;
 use crate::bag::Reader;
+use crate::calibration::Policy;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
 use crate::cloud::frames::{FrameError, Frames, InputOptions};
 use crate::detector::ModelDescription;
@@ -176,10 +179,14 @@ fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, Fram
 }
 
 /// Frames of one bag to calibrate with, and those held out of a node's buffer to check with.
+///
+/// The bag may be of the same drive, or the buffer itself: none of its frames that the buffer holds out calibrates, nor
+/// does a neighbour of them. How many were left out for that is counted.
 fn samples_and_check(
     args: &Args,
     model: &ModelDescription,
     frames: &FrameSettings,
+    left_out: Rc<Cell<usize>>,
 ) -> anyhow::Result<Samples> {
     let unreadable = |bag: &Path| format!("cannot read clouds from {}", bag.display());
     let input = args.input.options(model);
@@ -188,18 +195,34 @@ fn samples_and_check(
         return all.with_context(|| unreadable(&args.bag));
     };
     let held_out = (frames.max / frames.hold_out_every).max(frames.min_held_out);
-    let to_calibrate = frames.max.saturating_sub(held_out).max(1);
-    let calibration = samples(&args.bag, &input, to_calibrate)
-        .with_context(|| unreadable(&args.bag))?
-        .take(to_calibrate)
-        .map(|sample| sample.map(|sample| in_role(sample, Role::Calibration)));
-
     let held_out_topic = args.input.buffered(model, HELD_OUT_TOPIC);
-    let check = Frames::open(buffer, &held_out_topic).with_context(|| unreadable(buffer))?;
-    let stride = check.len_hint().map_or(1, |n| n.div_ceil(held_out).max(1));
-    let check = check
+    let check = || Frames::open(buffer, &held_out_topic).with_context(|| unreadable(buffer));
+    let mut stamps = Vec::new();
+    for frame in check()? {
+        stamps.push(frame.with_context(|| unreadable(buffer))?.stamp);
+    }
+    let stride = stamps.len().div_ceil(held_out).max(1);
+    let check = check()?
         .step_by(stride)
         .map(|frame| frame.map(|frame| in_role(Sample::from(frame), Role::HeldOut)));
+
+    let to_calibrate = frames.max.saturating_sub(held_out).max(1);
+    let gap = Policy::default().gap_s;
+    let neighbour = move |sample: &Sample| {
+        sample.role == Some(Role::HeldOut)
+            || stamps
+                .iter()
+                .any(|stamp| sample.stamp.seconds_since(*stamp).abs() < gap)
+    };
+    let calibration = samples(&args.bag, &input, to_calibrate)
+        .with_context(|| unreadable(&args.bag))?
+        .filter(move |sample| {
+            let leave = sample.as_ref().is_ok_and(&neighbour);
+            left_out.set(left_out.get() + usize::from(leave));
+            !leave
+        })
+        .take(to_calibrate)
+        .map(|sample| sample.map(|sample| in_role(sample, Role::Calibration)));
     Ok(Box::new(calibration.chain(check)))
 }
 
@@ -219,7 +242,8 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         recipe.threads = threads;
     }
     let model = ModelDescription::load(&args.model)?;
-    let frames = samples_and_check(args, &model, &recipe.frames)?;
+    let left_out = Rc::default();
+    let frames = samples_and_check(args, &model, &recipe.frames, Rc::clone(&left_out))?;
     let out = &args.out;
     let mut bar;
     let mut lines;
@@ -241,14 +265,14 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         }
         _ => &mut silent,
     };
-    Ok(quantize(
-        &model,
-        frames,
-        &recipe,
-        args.target,
-        out,
-        progress,
-    )?)
+    let made = quantize(&model, frames, &recipe, args.target, out, progress);
+    made.map_err(|error| match (&error, left_out.get()) {
+        (PtqError::TooFewFrames { .. }, count @ 1..) => anyhow::Error::new(error).context(format!(
+            "{count} frames were left out, since they are frames that the buffer holds out, or within {} s of one",
+            Policy::default().gap_s
+        )),
+        _ => error.into(),
+    })
 }
 
 /// Raises the flag once the process holds more memory than this, and ends it where that does not help soon. The value

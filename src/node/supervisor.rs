@@ -384,35 +384,56 @@ impl Supervisor {
         {
             absolute("model", Path::new(name))?;
         }
-        let version = self
-            .ask_store(move |store, node, _| match wanted {
-                Wanted::Named(name) if name.contains('/') => {
-                    let path = Path::new(&name);
-                    let folder = match path.is_dir() {
-                        true => path,
-                        false => path.parent().unwrap_or(path),
-                    };
-                    store.import(folder, Some(node))
-                }
-                Wanted::Named(id) => store.find(&id),
-                Wanted::Files(files) => store.import_files(&files, Some(node)),
+        let (version, is_new) = self
+            .ask_store(move |store, node, _| {
+                let before = store.list()?.versions;
+                let version = match wanted {
+                    Wanted::Named(name) if name.contains('/') => {
+                        let path = Path::new(&name);
+                        let folder = match path.is_file() {
+                            true => path.parent().unwrap_or(path),
+                            false => path,
+                        };
+                        store.import(folder, Some(node))?
+                    }
+                    Wanted::Named(id) => store.find(&id)?,
+                    Wanted::Files(files) => store.import_files(&files, Some(node))?,
+                };
+                let is_new = before.iter().all(|known| known.id != version.id);
+                Ok((version, is_new))
             })
             .await
             .map_err(Refusal::Import)?;
-        let id = version.id.clone();
-        let fit =
-            self.ask_store(move |store, _, float| Ok(store.fit(&id, &Selection::default(), float)));
-        let unfit = |why: String| Refusal::Stored(format!("{}: {why}", version.id));
-        let version = fit
-            .await
-            .map_err(unfit)?
-            .map_err(|why| unfit(why.to_string()))?;
-        let engine = self.load(version.description()).await;
-        let engine = engine.map_err(|failure| unfit(failure.to_string()))?;
+        let engine = match self.load_fit(&version).await {
+            Ok(engine) => engine,
+            Err(why) => {
+                // What came with this request and is of no use does not stay.
+                if is_new {
+                    let id = version.id.clone();
+                    let removed = self.ask_store(move |store, _, _| store.remove(&id));
+                    if let Err(problem) = removed.await {
+                        tracing::warn!("{problem}");
+                    }
+                }
+                return Err(Refusal::Stored(format!("{}: {why}", version.id)));
+            }
+        };
         let _turn = self.exchange.lock().await;
         let active = self.pipeline.install(engine).await?;
         self.remember(&active.model).await;
         Ok((version, active))
+    }
+
+    /// Loads a model of the store, if it is one for this node.
+    async fn load_fit(&self, version: &Version) -> Result<Engine, String> {
+        let id = version.id.clone();
+        let fit = self.ask_store(move |store, _, float| {
+            let fit = store.fit(&id, &Selection::default(), float);
+            Ok(fit.map_err(|why| why.to_string()))
+        });
+        let version = fit.await??;
+        let engine = self.load(version.description()).await;
+        engine.map_err(|failure| failure.to_string())
     }
 
     /// Gives up the running INT8 model: goes to the last good one before it, or to float. Returns what spoke against

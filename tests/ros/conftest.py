@@ -3,6 +3,7 @@
 Every test has a domain of its own, bounded waits, and its processes end with it.
 """
 
+import json
 import os
 import shutil
 import sys
@@ -51,6 +52,24 @@ def eager_model(model, tmp_path) -> Path:
     return folder / "model.yaml"
 
 
+@pytest.fixture
+def recipe(tmp_path):
+    """Writes the quick recipe with fewer search steps and the given gate."""
+
+    def write(name="recipe", **gate) -> Path:
+        text = (graph.share() / "calibration" / "quick.yaml").read_text()
+        settings = yaml.safe_load(text)
+        for part in ["weights", "activations"]:
+            settings[part]["search"]["steps"] = 10
+        settings["check"] = {"warm_up": 1, "latency_runs": 3}
+        settings["gate"] |= gate
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(settings, sort_keys=False))
+        return path
+
+    return write
+
+
 class Graph:
     """Starts programs and peers in one domain and ends them all."""
 
@@ -75,6 +94,13 @@ class Graph:
             "calibration.buffer_path": str(self.folder / "buffer"),
         } | (parameters or {})
         return self.start("node", graph.node_command(settings, **options))
+
+    def action_server(self, **parameters) -> graph.Process:
+        """Beside the node, as the launch file starts it."""
+        command = [graph.program("calibration_action_server"), "--ros-args", "-r", "__node:=centerpoint_calibration"]
+        for name, value in ({"node": "centerpoint"} | parameters).items():
+            command += ["-p", f"{name}:={graph.quoted(value) if isinstance(value, str) else json.dumps(value)}"]
+        return self.start("server", command)
 
     def player(self, bag: Path, *options) -> graph.Process:
         command = [graph.program("centerpoint_ptq"), "play", "--bag", bag, *options]

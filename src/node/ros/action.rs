@@ -23,6 +23,7 @@ use r2r::{
     QosProfile, WrappedServiceTypeSupport,
 };
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use super::{NodeError, Spinner, async_runtime, beside, create_node, entity, lock, logging};
 use super::{messages, parameters, publish_rosout, publisher, subscribe, until_end};
@@ -37,6 +38,8 @@ const ANSWER: Duration = Duration::from_secs(15);
 const LOAD: Duration = Duration::from_secs(180);
 /// Silence of the node's services after which it counts as gone.
 const GONE: Duration = Duration::from_secs(10);
+/// Goals may take so long to end when the server does.
+const LAST_RESULTS: Duration = Duration::from_secs(3);
 /// Parameters of this executable alone.
 const OWN: [&str; 2] = ["node", "work_here"];
 
@@ -128,7 +131,7 @@ pub fn run() -> Result<(), NodeError> {
         },
     });
     let (end, ending) = watch::channel(false);
-    let tasks = [
+    let mut tasks = [
         tokio::spawn(serve(goals, server, ending)),
         tokio::spawn(publish_rosout(rosout, clock, log)),
     ];
@@ -142,8 +145,16 @@ pub fn run() -> Result<(), NodeError> {
     };
     tracing::info!("ready; calibrations run {place} {}", own.node);
     let ended = runtime.block_on(until_end(|| None, &spinner, &tasks));
-    // What runs here ends with its future; what runs in the node is the node's.
+    // Every goal gets its result before the server goes: r2r does not survive one that comes after.
     end.send_replace(true);
+    let served = &mut tasks[0];
+    if !served.is_finished()
+        && runtime
+            .block_on(async { tokio::time::timeout(LAST_RESULTS, served).await })
+            .is_err()
+    {
+        tracing::warn!("goals are left without a result");
+    }
     for task in &tasks {
         task.abort();
     }
@@ -213,16 +224,23 @@ async fn serve(
     server: Arc<Server>,
     ending: watch::Receiver<bool>,
 ) {
-    while let Some(request) = goals.next().await {
+    let mut attended = JoinSet::new();
+    loop {
+        let request = tokio::select! {
+            Some(request) = goals.next() => request,
+            Some(_) = attended.join_next() => continue,
+            () = raised(ending.clone()) => break,
+        };
         match request.accept() {
             Ok((goal, cancels)) => {
                 let (server, ending) = (server.clone(), ending.clone());
                 let goal = Goal(Mutex::new(goal));
-                tokio::spawn(async move { server.attend(goal, cancels, ending).await });
+                attended.spawn(async move { server.attend(goal, cancels, ending).await });
             }
             Err(error) => tracing::warn!("a goal could not be accepted: {error}"),
         }
     }
+    while attended.join_next().await.is_some() {}
 }
 
 struct Server {
@@ -241,7 +259,7 @@ impl Server {
         let begin = Instant::now();
         let mut result = match &self.worker {
             Some(worker) => worker.work(&goal, cancels, &self.detector, ending).await,
-            None => self.detector.work(&goal, cancels).await,
+            None => self.detector.work(&goal, cancels, ending).await,
         };
         if result.seconds == 0.0 {
             result.seconds = begin.elapsed().as_secs_f64();
@@ -288,6 +306,7 @@ impl Detector {
         &self,
         goal: &Goal,
         mut cancels: impl Stream<Item = ActionServerCancelRequest> + Unpin,
+        ending: watch::Receiver<bool>,
     ) -> Ended {
         let wanted = goal.wanted();
         let request = StartCalibration::Request {
@@ -331,6 +350,10 @@ impl Detector {
                         // It has ended; what came of it is the result.
                         _ => request.reject(),
                     }
+                }
+                () = raised(ending.clone()) => {
+                    let reason = format!("the action server was shut down; {} goes on calibrating", self.name);
+                    return ended(Outcome::Failed, reason);
                 }
                 _ = pulse.tick() => {
                     if self.is_there(&self.cancel, GONE).await {

@@ -1,0 +1,97 @@
+"""A node that detects in streaming clouds and can be calibrated, and gates for models made from such clouds."""
+
+import time
+from pathlib import Path
+
+# A quantization of a few small frames; generous, since test machines are slow and busy.
+QUANTIZE = 300.0
+FRAMES = 16
+
+# What these clouds make an arbitrary model see is noise; the gate has tests of its own.
+LENIENT = {
+    "min_boxes": 1,
+    "min_boxes_total": 1,
+    "min_f1": 0.0,
+    "max_missed": 1.0,
+    "max_extra": 1.0,
+    "bands": None,
+    "max_centre_error": 1e6,
+    "max_yaw_error": 1e6,
+    "max_size_error": 1e6,
+}
+IMPOSSIBLE = LENIENT | {"min_f1": 1.0, "max_centre_error": 1e-9}
+
+
+class Live:
+    """A node that detects in streaming clouds and has filled its buffer."""
+
+    def __init__(self, ros, model, recipe, **parameters):
+        self.observer, self.driver = ros.observer(markers=False), ros.driver()
+        self.node = ros.node(
+            model,
+            {
+                "recipe_path": str(recipe),
+                "calibration.max_frames": FRAMES,
+                "calibration.min_frames": FRAMES,
+                "calibration.min_period_s": 0.1,
+                # These clouds are all of one place.
+                "calibration.choice": "newest",
+                "calibration.threads": 2,
+                "calibration.nice": 0,
+            }
+            | parameters,
+        )
+        self.observer.wait_ready(self.node)
+        self.driver.connect(self.observer, self.node, forget=False)
+        self.driver.stream(rate=5.0)
+        self.wait_frames(FRAMES)
+        self.store = ros.folder / "store"
+
+    def wait_frames(self, count):
+        self.observer.wait_for(
+            lambda: int(self.observer.values("calibration").get("buffer_frames", 0)) >= count,
+            60.0,
+            f"{count} buffered frames",
+            self.node,
+        )
+
+    def models(self) -> list[str]:
+        """The models in the store, where nothing else may be left."""
+        assert not list((self.store / "incoming").glob("*")), "nothing half-made"
+        return sorted(p.name for p in (self.store / "models").glob("*"))
+
+    def calibrate(self):
+        reply = self.observer.call("calibrate")
+        assert reply.success, reply.message
+        return reply
+
+    def finish(self) -> dict:
+        """The verdict of the running calibration."""
+        done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
+        return self.observer.wait_status(done, QUANTIZE, "end of the calibration", self.node)["last"]
+
+    def wait_child(self) -> int:
+        status = self.observer.wait_status(
+            lambda s: s["pid"] and s["stage"] != "start", QUANTIZE, "quantization", self.node
+        )
+        return status["pid"]
+
+    def wait_more_detections(self, count=3):
+        before = len(self.observer.seen.objects)
+        self.observer.wait_for(
+            lambda: len(self.observer.seen.objects) >= before + count,
+            30.0,
+            "further detections",
+            self.node,
+        )
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def wait_gone(pid: int, timeout=5.0):
+    deadline = time.monotonic() + timeout
+    while alive(pid):
+        assert time.monotonic() < deadline, f"process {pid} still runs"
+        time.sleep(0.02)
