@@ -307,22 +307,6 @@ fn the_id_is_that_of_the_weights() {
 }
 
 #[test]
-fn a_profile_is_written_for_both_graphs() {
-    let target = tempfile::tempdir().unwrap();
-    let options = RuntimeOptions {
-        profile_to: Some(target.path().join("run")),
-        ..options()
-    };
-    let mut detector = Detector::load(&tiny(), &options).unwrap();
-    detector.detect(&cloud(&[[0.0; 3]])).unwrap();
-    let files = detector.end_profiling().unwrap();
-    assert_eq!(files.len(), 2);
-    for (file, operator) in files.iter().zip(["MatMul", "Conv"]) {
-        assert!(std::fs::read_to_string(file).unwrap().contains(operator));
-    }
-}
-
-#[test]
 fn a_detector_can_move_to_another_thread() {
     let mut detector = load(&tiny());
     let found = std::thread::spawn(move || detector.detect(&cloud(&[[0.0; 3]])).unwrap())

@@ -17,6 +17,7 @@
 
 pub mod decode;
 pub mod description;
+pub mod kernels;
 pub mod nms;
 pub mod runtime;
 
@@ -51,6 +52,8 @@ pub enum DetectorError {
         path: PathBuf,
         reason: std::io::Error,
     },
+    #[error("ONNX Runtime's profile {} cannot be read: {message}", file.display())]
+    Profile { file: PathBuf, message: String },
     #[error("{}: no {kind} `{wanted}` (`{key}`); the graph has {}", path.display(), present.join(", "))]
     NoTensor {
         path: PathBuf,
@@ -638,21 +641,6 @@ impl Detector {
     /// these are.
     pub fn id(&self) -> &str {
         &self.id
-    }
-
-    /// Ends profiling, where [`RuntimeOptions::profile_to`] started it; returns the files written,
-    /// the encoder's first.
-    pub fn end_profiling(&mut self) -> Result<Vec<PathBuf>, DetectorError> {
-        [&mut self.encoder, &mut self.backbone]
-            .into_iter()
-            .map(|graph| {
-                graph
-                    .session
-                    .end_profiling()
-                    .map(PathBuf::from)
-                    .map_err(|e| Graph::run_error(&graph.path, e))
-            })
-            .collect()
     }
 }
 

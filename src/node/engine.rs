@@ -9,6 +9,7 @@ use serde::Serialize;
 use thiserror::Error;
 
 use crate::cloud::Points;
+use crate::detector::kernels::Kernels;
 use crate::detector::{
     Detector, DetectorError, Inference, ModelDescription, ModelError, Precision, RuntimeOptions,
 };
@@ -26,6 +27,9 @@ pub struct ModelInfo {
     pub classes: Vec<String>,
     /// Size of its ONNX files, bytes.
     pub bytes: u64,
+    /// What its backbone runs as, where that is known.
+    #[serde(skip)]
+    pub kernels: Option<Kernels>,
 }
 
 /// Points in, detections out. Implemented by [`Detector`]; the pipeline needs no more of it.
@@ -97,7 +101,10 @@ impl Engine {
         model_yaml: &Path,
         options: &RuntimeOptions,
     ) -> Result<Self, LoadError> {
-        let detector = Detector::load(&description, options)?;
+        let (detector, kernels) = Detector::load_with_kernels(&description, options)?;
+        if let Err(problem) = &kernels {
+            tracing::warn!("it is not known which kernels run: {problem}");
+        }
         Ok(Self::new(
             ModelInfo {
                 id: format!("{}@{}", description.name, detector.id()),
@@ -105,6 +112,7 @@ impl Engine {
                 path: model_yaml.to_owned(),
                 classes: description.classes.clone(),
                 bytes: detector.model_bytes(),
+                kernels: kernels.ok(),
             },
             Box::new(detector),
         ))

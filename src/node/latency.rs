@@ -18,6 +18,7 @@ pub struct Summary {
     pub mean_ms: f32,
     pub p50_ms: f32,
     pub p95_ms: f32,
+    pub p99_ms: f32,
     pub max_ms: f32,
 }
 
@@ -52,6 +53,7 @@ impl Latency {
             mean_ms: sorted.iter().sum::<f32>() / sorted.len() as f32,
             p50_ms: rank(0.5),
             p95_ms: rank(0.95),
+            p99_ms: rank(0.99),
             max_ms: rank(1.0),
         })
     }
@@ -77,10 +79,11 @@ mod tests {
             (
                 summary.p50_ms,
                 summary.p95_ms,
+                summary.p99_ms,
                 summary.max_ms,
                 summary.last_ms
             ),
-            (50.0, 95.0, 100.0, 1.0)
+            (50.0, 95.0, 99.0, 100.0, 1.0)
         );
         assert_eq!(summary.mean_ms, 50.5);
     }

@@ -115,6 +115,8 @@ pub struct Statistics {
     /// Inference alone, by precision of the engine.
     pub inference_float: Option<Summary>,
     pub inference_int8: Option<Summary>,
+    /// What handing a frame to the calibration buffer takes of the inference thread.
+    pub buffer: Option<Summary>,
     /// Seconds since a cloud last arrived.
     pub last_cloud_s: Option<f64>,
     /// What was wrong with the last cloud dropped for another reason than being superseded.
@@ -212,6 +214,7 @@ struct Ledger {
     processing: Latency,
     float: Latency,
     int8: Latency,
+    buffer: Latency,
     last_cloud: Option<Instant>,
     last_problem: Option<String>,
     throttle: Throttle,
@@ -263,6 +266,7 @@ impl Pipeline {
                 processing: Latency::new(WINDOW),
                 float: Latency::new(WINDOW),
                 int8: Latency::new(WINDOW),
+                buffer: Latency::new(WINDOW),
                 last_cloud: None,
                 last_problem: None,
                 throttle: Throttle::new(WARN_PERIOD),
@@ -406,6 +410,7 @@ impl Pipeline {
             processing: ledger.processing.summary(),
             inference_float: ledger.float.summary(),
             inference_int8: ledger.int8.summary(),
+            buffer: ledger.buffer.summary(),
             last_cloud_s: ledger.last_cloud.map(|at| at.elapsed().as_secs_f64()),
             last_problem: ledger.last_problem.clone(),
             shadow: lock(&self.shared.shadow_state).clone(),
@@ -625,8 +630,10 @@ impl Shared {
             shadow.offer(&assembled.frame, &inference.detections, &model);
         }
         let classes = model.classes.len();
+        let begin = Instant::now();
         self.buffer
             .offer(&assembled.frame, &inference.detections, classes);
+        self.ledger().buffer.add(ms(begin.elapsed()));
         Some(Output {
             header: assembled.header,
             objects: inference
@@ -851,6 +858,7 @@ pub(crate) mod tests {
             path: id.into(),
             classes,
             bytes: 1,
+            kernels: None,
         };
         Engine::new(info, Box::new(Scripted(script)))
     }

@@ -1,7 +1,6 @@
 //! The written model against the float one, on the engine that will run it and frames it was not calibrated on:
 //! which kernels run, how long they take, and whether the boxes agree.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -12,188 +11,11 @@ use super::progress::{Progress, Stage};
 use super::recipe::{Bounds, CheckSettings, Gate};
 use super::report::null_is_nan;
 use super::{PtqError, go_on};
+use crate::detector::kernels::{Convolution, Kernels};
 use crate::detector::runtime::RuntimeOptions;
 use crate::detector::{Detector, ModelDescription};
 use crate::eval::{Agreement, AgreementCell, Spread, agreement};
 use crate::geometry::Detection;
-
-/// Which kernels ran, by ONNX Runtime's own profile.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Kernels {
-    /// Convolutions that ran as integer kernels.
-    pub integer_convolutions: usize,
-    /// Convolutions that ran in float.
-    pub float_convolutions: usize,
-    /// Share of the convolutions' multiplications that ran on integers; absent where a kernel could not be
-    /// traced back to its layer.
-    pub integer_multiplications: Option<f64>,
-    /// Share of the time in kernels that give integers (conversions not counted).
-    pub integer_time: f64,
-    /// Names of layers that ran on integers.
-    pub integer_layers: Vec<String>,
-    /// Kernels by operator.
-    pub operators: Vec<Operator>,
-}
-
-/// All kernels of one operator and element type.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Operator {
-    pub name: String,
-    /// Element type of the first output.
-    pub gives: String,
-    pub provider: String,
-    /// Nodes in the graph as the runtime rewrote it.
-    pub nodes: usize,
-    /// Time in one run, milliseconds.
-    pub milliseconds: f64,
-}
-
-/// One entry of ONNX Runtime's profile; the fields used here.
-#[derive(Deserialize)]
-struct Event {
-    cat: Option<String>,
-    name: Option<String>,
-    dur: Option<f64>,
-    #[serde(default)]
-    args: EventArgs,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct EventArgs {
-    op_name: Option<String>,
-    provider: Option<String>,
-    output_type_shape: Vec<BTreeMap<String, serde_json::Value>>,
-}
-
-/// A convolution of the written graph.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Convolution {
-    pub name: String,
-    /// The tensor it gives, before any activation.
-    pub output: String,
-    /// Multiplications per frame.
-    pub multiplications: u64,
-}
-
-impl Convolution {
-    /// Whether a kernel is this layer: the runtime calls a rewritten node after the node or after its output, with
-    /// something behind it (`_token_7`, `_nchwc`).
-    fn is_kernel(&self, kernel: &str) -> bool {
-        [&self.name, &self.output].into_iter().any(|name| {
-            let mut rest = match kernel.strip_prefix(name.as_str()) {
-                Some(rest) => rest,
-                None => return false,
-            };
-            while !rest.is_empty() {
-                let next = rest.strip_prefix("_nchwc").or_else(|| {
-                    let number = rest.strip_prefix("_token_")?;
-                    Some(number.trim_start_matches(|c: char| c.is_ascii_digit()))
-                });
-                match next {
-                    Some(next) => rest = next,
-                    None => return false,
-                }
-            }
-            true
-        })
-    }
-}
-
-/// Reads a profile of the runtime, made with a graph that has these convolutions.
-pub fn read_profile(json: &str, layers: &[Convolution]) -> Result<Kernels, String> {
-    let events: Vec<Event> = serde_json::from_str(json).map_err(|e| e.to_string())?;
-    // Per kernel: operator, type, provider, times it ran, total microseconds.
-    let mut kernels: BTreeMap<String, (String, String, String, u64, f64)> = BTreeMap::new();
-    for event in events {
-        let (Some(name), Some(op)) = (event.name, event.args.op_name) else {
-            continue;
-        };
-        let Some(node) = name.strip_suffix("_kernel_time") else {
-            continue;
-        };
-        if event.cat.as_deref() != Some("Node") {
-            continue;
-        }
-        let gives = event
-            .args
-            .output_type_shape
-            .first()
-            .and_then(|t| t.keys().next().cloned());
-        let kernel = kernels.entry(node.to_owned()).or_insert_with(|| {
-            (
-                op,
-                gives.unwrap_or_default(),
-                event.args.provider.unwrap_or_default(),
-                0,
-                0.0,
-            )
-        });
-        kernel.3 += 1;
-        kernel.4 += event.dur.unwrap_or(0.0);
-    }
-    if kernels.is_empty() {
-        return Err("it lists no kernel".into());
-    }
-    let mut result = Kernels {
-        integer_convolutions: 0,
-        float_convolutions: 0,
-        integer_multiplications: None,
-        integer_time: 0.0,
-        integer_layers: Vec::new(),
-        operators: Vec::new(),
-    };
-    let mut by_operator: BTreeMap<(String, String, String), (usize, f64)> = BTreeMap::new();
-    let (mut total_time, mut integer_time) = (0.0, 0.0);
-    let (mut multiplications, mut integer, mut traced) = (0u64, 0u64, 0usize);
-    for (node, (op, gives, provider, runs, time)) in kernels {
-        let time = time / runs as f64 / 1e3;
-        total_time += time;
-        let integers = matches!(gives.as_str(), "uint8" | "int8");
-        if integers && !op.contains("QuantizeLinear") {
-            integer_time += time;
-        }
-        if op.contains("Conv") {
-            let integer_kernel = op.contains("QLinearConv") || op.contains("ConvInteger");
-            if integer_kernel {
-                result.integer_convolutions += 1;
-            } else {
-                result.float_convolutions += 1;
-            }
-            if let Some(layer) = layers.iter().find(|l| l.is_kernel(&node)) {
-                traced += 1;
-                multiplications += layer.multiplications;
-                if integer_kernel {
-                    integer += layer.multiplications;
-                    result.integer_layers.push(layer.name.clone());
-                }
-            }
-        }
-        let entry = by_operator.entry((op, gives, provider)).or_default();
-        entry.0 += 1;
-        entry.1 += time;
-    }
-    let convolutions = result.integer_convolutions + result.float_convolutions;
-    if traced == convolutions && traced == layers.len() && multiplications > 0 {
-        result.integer_multiplications = Some(integer as f64 / multiplications as f64);
-    }
-    if total_time > 0.0 {
-        result.integer_time = integer_time / total_time;
-    }
-    result.operators = by_operator
-        .into_iter()
-        .map(
-            |((name, gives, provider), (nodes, milliseconds))| Operator {
-                name,
-                gives,
-                provider,
-                nodes,
-                milliseconds,
-            },
-        )
-        .collect();
-    Ok(result)
-}
 
 /// Milliseconds of the backbone over the timed runs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -375,21 +197,7 @@ fn profile(
         }
         Ok::<_, PtqError>(())
     })?;
-    let files = detector.end_profiling()?;
-    let file = files.last().cloned().unwrap_or_default();
-    let text = std::fs::read_to_string(&file).map_err(|source| PtqError::Io {
-        action: "read the profile",
-        path: file.clone(),
-        source,
-    })?;
-    for written in &files {
-        std::fs::remove_file(written).map_err(|source| PtqError::Io {
-            action: "remove",
-            path: written.clone(),
-            source,
-        })?;
-    }
-    read_profile(&text, layers).map_err(|message| PtqError::Profile { file, message })
+    Ok(detector.kernels(layers)?)
 }
 
 /// What a bound is on.
@@ -600,36 +408,5 @@ mod tests {
             !nothing.accepted && nothing.reasons[0].contains("0 boxes"),
             "{nothing:?}"
         );
-    }
-
-    #[test]
-    fn a_profile_is_read_per_kernel_and_layer() {
-        let event = |name: &str, op: &str, gives: &str, us: u32| {
-            format!(
-                r#"{{"cat":"Node","name":"{name}_kernel_time","dur":{us},"args":{{"op_name":"{op}","provider":"CPUExecutionProvider","output_type_shape":[{{"{gives}":[1,2]}}]}}}}"#
-            )
-        };
-        let mut all = vec![r#"{"cat":"Session","name":"model_run","dur":9}"#.to_string()];
-        for _run in 0..2 {
-            all.push(event("/a/Conv_token_3", "QLinearConv", "uint8", 3000));
-            all.push(event("/a/Conv2_nchwc", "Conv", "float", 1000));
-        }
-        let layer = |name: &str, output: &str, multiplications| Convolution {
-            name: name.into(),
-            output: output.into(),
-            multiplications,
-        };
-        let layers = [layer("/a/Conv", "a", 90), layer("/a/Last", "/a/Conv2", 10)];
-        let kernels = read_profile(&format!("[{}]", all.join(",")), &layers).unwrap();
-        assert_eq!(
-            (kernels.integer_convolutions, kernels.float_convolutions),
-            (1, 1)
-        );
-        assert_eq!(kernels.integer_multiplications, Some(0.9));
-        assert_eq!(kernels.integer_time, 0.75);
-        assert_eq!(kernels.integer_layers, ["/a/Conv"]);
-        assert_eq!(kernels.operators[1].milliseconds, 3.0);
-        assert!(read_profile("[]", &layers).is_err());
-        assert!(read_profile("{", &layers).is_err());
     }
 }

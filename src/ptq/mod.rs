@@ -40,6 +40,7 @@ use ndarray::{Array4, Axis, s};
 use sha2::{Digest, Sha256};
 
 use crate::detector::description::{Head, Precision, TensorName};
+use crate::detector::kernels::{Convolution, Kernels};
 use crate::detector::runtime::{self, RuntimeOptions};
 use crate::detector::{Detector, ModelDescription};
 use crate::onnx::{Model, OnnxError};
@@ -91,8 +92,6 @@ pub enum PtqError {
     NotFinite { tensor: String, count: u64 },
     #[error("ONNX Runtime failed on {}: {message}", file.display())]
     Run { file: PathBuf, message: String },
-    #[error("ONNX Runtime's profile {} cannot be read: {message}", file.display())]
-    Profile { file: PathBuf, message: String },
     #[error("{} exists already; choose another folder, or remove it", path.display())]
     OutputExists { path: PathBuf },
     #[error("cannot {action} {}: {source}", path.display())]
@@ -356,7 +355,7 @@ where
     // Check, on what was written.
     let names = quantization.plan.layers.iter().map(|l| &l.name);
     let names = names.chain(quantization.plan.float_layers.iter().map(|l| &l.name));
-    let layers: Vec<check::Convolution> = names
+    let layers: Vec<Convolution> = names
         .zip(&multiplications)
         .map(|(name, &multiplications)| {
             let node = graph
@@ -364,7 +363,7 @@ where
                 .node
                 .iter()
                 .find(|n| n.name.as_ref() == Some(name));
-            check::Convolution {
+            Convolution {
                 name: name.clone(),
                 output: node
                     .and_then(|n| n.output.first().cloned())
@@ -720,7 +719,7 @@ fn layer_reports(
     graph: &Model,
     quantization: &Quantization,
     multiplications: &[u64],
-    kernels: &check::Kernels,
+    kernels: &Kernels,
     recipe: &Recipe,
 ) -> Result<Vec<report::LayerReport>, PtqError> {
     let p = recipe.weights.search.p;

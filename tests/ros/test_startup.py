@@ -146,7 +146,10 @@ def test_diagnostics_have_names_levels_and_figures(ros, eager_model):
     assert re.fullmatch(r"demo@[0-9a-f]{12}", detection["model_id"])
     figures = {k: float(v) for k, v in detection.items() if k.startswith("processing_")}
     assert 0.0 < figures["processing_p50_ms"] <= figures["processing_p95_ms"]
-    assert figures["processing_p95_ms"] <= figures["processing_max_ms"]
+    assert figures["processing_p95_ms"] <= figures["processing_p99_ms"] <= figures["processing_max_ms"]
+    assert detection["kernels_CPUExecutionProvider"] == "1.000" and detection["convolutions_int8"] == "0"
+    assert int(detection["convolutions_float"]) > 10
+    assert 0.0 < float(detection["buffer_mean_ms"]) <= float(detection["buffer_max_ms"])
     assert detection["level"] == int.from_bytes(DiagnosticStatus.WARN, "little")
     assert "limit" in detection["message"]
     assert int(observer.values("calibration")["buffer_frames"]) >= 1

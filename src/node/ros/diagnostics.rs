@@ -47,6 +47,7 @@ impl Task {
             ("mean", summary.mean_ms),
             ("p50", summary.p50_ms),
             ("p95", summary.p95_ms),
+            ("p99", summary.p99_ms),
             ("max", summary.max_ms),
         ] {
             self.value(format!("{name}_{part}_ms"), format!("{ms:.2}"));
@@ -176,6 +177,16 @@ impl Diagnostics {
         task.value("precision", active.model.precision);
         task.value("model_path", active.model.path.display());
         task.value("model_bytes", active.model.bytes);
+        if let Some(kernels) = &active.model.kernels {
+            let providers = kernels.providers();
+            let total: usize = providers.values().sum();
+            for (provider, count) in providers {
+                let share = count as f64 / total as f64;
+                task.value(format!("kernels_{provider}"), format!("{share:.3}"));
+            }
+            task.value("convolutions_int8", kernels.integer_convolutions);
+            task.value("convolutions_float", kernels.float_convolutions);
+        }
         task.value("published_int8", now.published_int8);
         task.value("dropped_pillars", now.dropped_pillars);
         if let Some(shadow) = &statistics.shadow {
@@ -191,6 +202,8 @@ impl Diagnostics {
         task.latency("processing", statistics.processing);
         task.latency("inference_float", statistics.inference_float);
         task.latency("inference_int8", statistics.inference_int8);
+        // What keeping frames costs the inference loop.
+        task.latency("buffer", statistics.buffer);
         task
     }
 }

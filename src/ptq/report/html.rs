@@ -10,8 +10,9 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::svg::{Axis, Mark};
 use super::{FileRecord, LayerReport, Report, TensorReport};
+use crate::detector::kernels::Operator;
 use crate::eval::{AgreementCell, Spread};
-use crate::ptq::check::{Latency, Measure, Operator};
+use crate::ptq::check::{Latency, Measure};
 use crate::ptq::frames::Role;
 use crate::ptq::quantizer::Quantizer;
 use crate::ptq::recipe::Bounds;

@@ -1,7 +1,8 @@
 use super::*;
+use crate::detector::kernels::{Kernels, Operator};
 use crate::eval::{AgreementOptions, agreement};
 use crate::geometry::{Box3d, Detection};
-use crate::ptq::check::{Kernels, Latencies, Latency, Operator, judge};
+use crate::ptq::check::{Latencies, Latency, judge};
 use crate::ptq::frames::Role;
 use crate::ptq::quantizer::Levels;
 use crate::ptq::recipe::tests::quick;
