@@ -288,7 +288,10 @@ impl Writer {
 
     fn mcap_error(&self, source: mcap::McapError) -> WriteError {
         let path = self.folder.join(&self.file_name);
-        WriteError::Mcap { path, source }
+        match source {
+            mcap::McapError::Io(source) => WriteError::Io { path, source },
+            source => WriteError::Mcap { path, source },
+        }
     }
 
     fn yaml_error(&self, source: serde_yaml::Error) -> WriteError {

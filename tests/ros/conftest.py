@@ -86,14 +86,17 @@ class Graph:
         self.opened.append(process)
         return process
 
-    def node(self, model: Path, parameters: dict | None = None, **options) -> graph.Process:
+    def node(
+        self, model: Path, parameters: dict | None = None, inside=lambda command: command, **options
+    ) -> graph.Process:
+        """The node, with files of its own below this test's folder; `inside` may wrap its command."""
         settings = {
             "model_path": str(model),
             "model_store": str(self.folder / "store"),
             "recipe_path": str(graph.share() / "calibration" / "quick.yaml"),
             "calibration.buffer_path": str(self.folder / "buffer"),
         } | (parameters or {})
-        return self.start("node", graph.node_command(settings, **options))
+        return self.start("node", inside(graph.node_command(settings, **options)))
 
     def action_server(self, **parameters) -> graph.Process:
         """Beside the node, as the launch file starts it."""

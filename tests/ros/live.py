@@ -25,7 +25,7 @@ IMPOSSIBLE = LENIENT | {"min_f1": 1.0, "max_centre_error": 1e-9}
 class Live:
     """A node that detects in streaming clouds and has filled its buffer."""
 
-    def __init__(self, ros, model, recipe, **parameters):
+    def __init__(self, ros, model, recipe, inside=lambda command: command, frames=FRAMES, **parameters):
         self.observer, self.driver = ros.observer(markers=False), ros.driver()
         self.node = ros.node(
             model,
@@ -40,11 +40,12 @@ class Live:
                 "calibration.nice": 0,
             }
             | parameters,
+            inside,
         )
         self.observer.wait_ready(self.node)
         self.driver.connect(self.observer, self.node, forget=False)
         self.driver.stream(rate=5.0)
-        self.wait_frames(FRAMES)
+        self.wait_frames(frames)
         self.store = ros.folder / "store"
 
     def wait_frames(self, count):

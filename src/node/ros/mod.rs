@@ -15,8 +15,10 @@ mod parameters;
 mod services;
 
 use std::any::Any;
+use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -71,8 +73,43 @@ pub enum NodeError {
     Died(&'static str),
 }
 
+/// Starts this program anew with another folder for its log file where ROS 2 cannot write the wanted one: its logging
+/// would end the process.
+fn need_a_log_folder() -> Result<(), NodeError> {
+    const VARIABLE: &str = "ROS_LOG_DIR";
+    let can_be_written = |folder: &Path| {
+        let tried = std::fs::create_dir_all(folder).and_then(|()| tempfile::tempfile_in(folder));
+        tried.map(drop)
+    };
+    let folder = match std::env::var_os(VARIABLE) {
+        Some(folder) if !folder.is_empty() => PathBuf::from(folder),
+        _ => ros_home().join("log"),
+    };
+    let Err(problem) = can_be_written(&folder) else {
+        return Ok(());
+    };
+    let no_log = |source| NodeError::Start {
+        what: "without a folder for log files, which ROS_LOG_DIR names",
+        source,
+    };
+    let other = std::env::temp_dir().join("ros_log");
+    if other == folder {
+        return Err(no_log(problem));
+    }
+    can_be_written(&other).map_err(no_log)?;
+    eprintln!(
+        "the log goes to {}, since {} cannot be written: {problem}",
+        other.display(),
+        folder.display()
+    );
+    let own = std::env::current_exe().map_err(no_log)?;
+    let arguments = std::env::args_os().skip(1);
+    Err(no_log(Command::new(own).args(arguments).env(VARIABLE, other).exec()))
+}
+
 /// A context and a node from the process arguments. What r2r panics about becomes an error.
 pub fn create_node(name: &str) -> Result<r2r::Node, NodeError> {
+    need_a_log_folder()?;
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     let created = catch_unwind(AssertUnwindSafe(|| {
