@@ -457,12 +457,7 @@ impl Worker {
         self.selector.remove(&expired);
         self.discard(&expired)?;
         let signature = Signature::new(frame, &offer.detections, offer.classes);
-        let header = Header {
-            stamp: frame.stamp,
-            frame_id: frame.frame_id.clone(),
-        };
-        let cloud = cloud::encode(&frame.points, header, true);
-        let bytes = cloud.data.len() as u64;
+        let bytes = cloud::encoded_len(&frame.points, true) as u64;
         let Decision::Take { role, instead_of } = self.selector.decide(&signature, bytes) else {
             return Ok(());
         };
@@ -472,7 +467,11 @@ impl Worker {
             bytes,
             signature,
         };
-        self.write(&mut entry, &cloud)?;
+        let header = Header {
+            stamp: frame.stamp,
+            frame_id: frame.frame_id.clone(),
+        };
+        self.write(&mut entry, &cloud::encode(&frame.points, header, true))?;
         self.selector.take(entry, &instead_of);
         lock(&self.shared).fill.taken += 1;
         self.discard(&instead_of)?;

@@ -373,6 +373,11 @@ fn read_points<const FAST: bool>(
     points
 }
 
+/// Bytes of the data that [`encode`] gives.
+pub fn encoded_len(points: &Points, with_time_lag: bool) -> usize {
+    points.len() * if with_time_lag { 24 } else { 20 }
+}
+
 /// Makes a cloud of fields x, y, z, intensity (f32), ring (u16) and, if asked for, time_lag
 /// (f32), which marks it as made of several sweeps.
 pub fn encode(points: &Points, header: Header, with_time_lag: bool) -> PointCloud2 {
@@ -388,7 +393,7 @@ pub fn encode(points: &Points, header: Header, with_time_lag: bool) -> PointClou
         fields.push(PointField::new(TIME_LAG, 20, PointField::FLOAT32));
         point_step = 24;
     }
-    let mut data = Vec::with_capacity(points.len() * point_step as usize);
+    let mut data = Vec::with_capacity(encoded_len(points, with_time_lag));
     for p in points.iter() {
         for value in [p.x, p.y, p.z, p.intensity] {
             data.extend_from_slice(&value.to_le_bytes());

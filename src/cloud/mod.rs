@@ -26,7 +26,8 @@ pub mod tf;
 
 mod layout;
 
-pub use layout::{CloudError, DecodeOptions, DecodeStats, decode, decode_with_stats, encode};
+pub use layout::{CloudError, DecodeOptions, DecodeStats};
+pub use layout::{decode, decode_with_stats, encode, encoded_len};
 
 use crate::geometry::Pose;
 

@@ -598,12 +598,17 @@ impl Shared {
 
     /// Gives up the running INT8 engine; `false` where none runs.
     fn fall_back(&self, engines: &mut Engines, reason: String) -> bool {
-        let fell_back = engines.fall_back(reason.clone());
-        if fell_back {
-            tracing::error!("INT8 is given up, back to float: {reason}");
-            self.active.send_replace(engines.active());
+        let Some(retired) = engines.fall_back(reason.clone()) else {
+            return false;
+        };
+        tracing::error!("INT8 is given up, back to float: {reason}");
+        self.active.send_replace(engines.active());
+        // Tearing an engine down takes a while, and the cloud waits. Where there is no thread to be had, it waits longer.
+        let elsewhere = std::thread::Builder::new().name("retired".into());
+        if let Err(error) = elsewhere.spawn(move || drop(retired)) {
+            tracing::debug!("no thread to drop the engine on: {error}");
         }
-        fell_back
+        true
     }
 
     fn infer_one(&self, engines: &mut Engines, assembled: Assembled) -> Option<Output> {
@@ -788,17 +793,15 @@ impl Engines {
         self.int8.take()
     }
 
-    /// Gives up a failing INT8 engine; `false` when that is not the one that runs.
-    fn fall_back(&mut self, reason: String) -> bool {
-        let Some(engine) = self.int8.take_if(|_| self.int8_runs) else {
-            return false;
-        };
+    /// Gives up a failing INT8 engine and returns it; `None` when that is not the one that runs.
+    fn fall_back(&mut self, reason: String) -> Option<Engine> {
+        let engine = self.int8.take_if(|_| self.int8_runs)?;
         self.int8_runs = false;
         self.fallback = Some(Fallback {
             model: engine.info.clone(),
             reason,
         });
-        true
+        Some(engine)
     }
 }
 

@@ -211,13 +211,6 @@ impl Supervisor {
         runtime: RuntimeOptions,
         paths: Paths,
     ) -> Arc<Self> {
-        match paths.store.clean() {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::info!("removed {count} unfinished models of nodes that were killed")
-            }
-            Err(error) => tracing::warn!("{error}"),
-        }
         Arc::new(Self {
             pipeline,
             settings,
@@ -507,7 +500,16 @@ impl Supervisor {
     /// What speaks against it is said in the status; the float model runs then.
     pub async fn resume(&self) {
         let _turn = self.exchange.lock().await;
-        let picked = self.ask_store(|store, node, float| store.pick(node, float));
+        let picked = self.ask_store(|store, node, float| {
+            match store.clean() {
+                Ok(0) => {}
+                Ok(count) => {
+                    tracing::info!("removed {count} unfinished models of nodes that were killed")
+                }
+                Err(error) => tracing::warn!("{error}"),
+            }
+            store.pick(node, float)
+        });
         let mut start = Start::default();
         match picked.await {
             Ok(pick) => {

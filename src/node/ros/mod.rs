@@ -104,7 +104,12 @@ fn need_a_log_folder() -> Result<(), NodeError> {
     );
     let own = std::env::current_exe().map_err(no_log)?;
     let arguments = std::env::args_os().skip(1);
-    Err(no_log(Command::new(own).args(arguments).env(VARIABLE, other).exec()))
+    Err(no_log(
+        Command::new(own)
+            .args(arguments)
+            .env(VARIABLE, other)
+            .exec(),
+    ))
 }
 
 /// A context and a node from the process arguments. What r2r panics about becomes an error.
