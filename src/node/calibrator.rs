@@ -1,4 +1,4 @@
-//! Runs one quantization as a child process and watches over it.
+//! Runs quantizations, and comparisons of two models, as child processes and watches over them.
 //!
 //! `centerpoint_ptq quantize --progress json` says how far it is in JSON lines on its standard
 //! output. It lives in a process of its own so that neither its memory nor a crash of it can take
@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
@@ -16,6 +16,7 @@ use tokio::process::Command;
 use tokio::sync::watch;
 
 use super::settings::Settings;
+use crate::calibration::buffer::HELD_OUT_TOPIC;
 use crate::ptq::recipe::Target;
 
 /// Longest line taken from the child; what is longer is cut.
@@ -166,15 +167,7 @@ impl Job {
     }
 
     fn command(&self) -> Command {
-        // `nice` replaces itself by the program, so the process id is that of the quantization.
-        let mut command = if self.nice > 0 {
-            let mut command = Command::new("nice");
-            command.arg("-n").arg(self.nice.to_string());
-            command.arg(&self.executable);
-            command
-        } else {
-            Command::new(&self.executable)
-        };
+        let mut command = polite(&self.executable, self.nice);
         command.arg("quantize");
         command.arg("--model").arg(&self.model);
         command.arg("--bag").arg(&self.bag);
@@ -217,6 +210,74 @@ impl Job {
             .process_group(0)
             .kill_on_drop(true);
         command
+    }
+}
+
+/// A program that runs at this niceness.
+fn polite(executable: &Path, nice: i32) -> Command {
+    if nice <= 0 {
+        return Command::new(executable);
+    }
+    // `nice` replaces itself by the program, so the process id is the program's.
+    let mut command = Command::new("nice");
+    command.arg("-n").arg(nice.to_string()).arg(executable);
+    command
+}
+
+/// A model to hold against the float one on frames of the node's buffer.
+#[derive(Debug, Clone)]
+pub struct Comparison {
+    /// The `centerpoint_ptq` executable.
+    pub executable: PathBuf,
+    /// Descriptions of the two.
+    pub float: PathBuf,
+    pub int8: PathBuf,
+    /// The buffer's frames, as a rosbag2.
+    pub buffer: PathBuf,
+    /// Its gate decides.
+    pub recipe: PathBuf,
+    /// 0: as many as there are.
+    pub threads: usize,
+    pub nice: i32,
+}
+
+impl Comparison {
+    /// What the gate says of the INT8 model. Dropping the future ends the work.
+    pub async fn run(&self) -> Result<Verdict, JobError> {
+        #[derive(Deserialize)]
+        struct Said {
+            verdict: Verdict,
+        }
+        let mut command = polite(&self.executable, self.nice);
+        command.arg("evaluate").arg("--model").arg(&self.float);
+        command.arg("--model2").arg(&self.int8);
+        command.arg("--bag").arg(&self.buffer);
+        command.args(["--topic", HELD_OUT_TOPIC]);
+        // The buffer's points are in the model's frame.
+        command.arg("--sensor-pose=0 0 0 0 0 0");
+        command.arg("--gate").arg(&self.recipe).arg("--json");
+        if self.threads > 0 {
+            command.arg("--threads").arg(self.threads.to_string());
+        }
+        command
+            .stdin(Stdio::null())
+            .process_group(0)
+            .kill_on_drop(true);
+        let output = command.output().await.map_err(|source| JobError::Start {
+            executable: self.executable.clone(),
+            source,
+        })?;
+        match serde_json::from_slice::<Said>(&output.stdout) {
+            Ok(Said { verdict }) => Ok(verdict),
+            Err(_) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let lines: Vec<_> = said.lines().map(str::to_owned).collect();
+                Err(JobError::Ended {
+                    status: describe(output.status),
+                    stderr: lines[lines.len().saturating_sub(STDERR_LINES)..].to_vec(),
+                })
+            }
+        }
     }
 }
 

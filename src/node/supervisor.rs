@@ -19,7 +19,7 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::calibrator::{self, Input, Job, JobError, Progress, Verdict};
+use super::calibrator::{self, Comparison, Input, Job, JobError, Progress, Verdict};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Fallback, Pipeline, SwapError};
 use super::settings::Settings;
@@ -28,7 +28,7 @@ use crate::calibration::buffer::Snapshot;
 use crate::calibration::store::{Listing, Pick, Selection, StoreError, Version, float_files};
 use crate::calibration::{BufferError, ModelStore};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
-use crate::ptq::recipe::{Recipe, Target};
+use crate::ptq::recipe::{BUILT_IN, Recipe, Target};
 
 /// Files and settings a calibration needs.
 #[derive(Debug, Clone)]
@@ -93,6 +93,16 @@ pub enum Wanted {
     Files(Vec<(String, Vec<u8>)>),
 }
 
+/// A model that was made the running one.
+#[derive(Debug)]
+pub struct Loaded {
+    pub version: Version,
+    pub active: Active,
+    /// Frames of the node's buffer that it was held against float on; 0: it was not, since the node made it itself or
+    /// has too few.
+    pub judged_on: usize,
+}
+
 /// Why a request was not granted. These go to the caller word for word.
 #[derive(Debug, Error, PartialEq)]
 pub enum Refusal {
@@ -136,6 +146,16 @@ pub enum Refusal {
     NotStored { id: String },
     #[error("the model is not in the store: {0}")]
     Import(String),
+    #[error(
+        "{id} disagrees with float on {frames} frames that the node's buffer holds out: {reasons}"
+    )]
+    Disagrees {
+        id: String,
+        frames: usize,
+        reasons: String,
+    },
+    #[error("the model cannot be compared with float on the node's frames: {0}")]
+    Judge(String),
     #[error("the model store: {0}")]
     Store(String),
     #[error("the buffer was not saved: {0}")]
@@ -367,8 +387,9 @@ impl Supervisor {
     /// Makes a model of the store, or one that comes to it with this request, the running one.
     ///
     /// It must be whole, made from the node's float model, and accepted by its gate; that it was given up before is no
-    /// reason against it.
-    pub async fn load_model(&self, wanted: Wanted) -> Result<(Version, Active), Refusal> {
+    /// reason against it. One that another made is held against float on the frames that this node's buffer holds out,
+    /// if those are enough for the recipe.
+    pub async fn load_model(&self, wanted: Wanted) -> Result<Loaded, Refusal> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Refusal::Stopping);
         }
@@ -378,7 +399,7 @@ impl Supervisor {
             absolute("model", Path::new(name))?;
         }
         let (version, is_new) = self
-            .ask_store(move |store, node, _| {
+            .ask_store(move |store, _, _| {
                 let before = store.list()?.versions;
                 let version = match wanted {
                     Wanted::Named(name) if name.contains('/') => {
@@ -387,20 +408,29 @@ impl Supervisor {
                             true => path.parent().unwrap_or(path),
                             false => path,
                         };
-                        store.import(folder, Some(node))?
+                        store.import(folder, None)?
                     }
                     Wanted::Named(id) => store.find(&id)?,
-                    Wanted::Files(files) => store.import_files(&files, Some(node))?,
+                    Wanted::Files(files) => store.import_files(&files, None)?,
                 };
                 let is_new = before.iter().all(|known| known.id != version.id);
                 Ok((version, is_new))
             })
             .await
             .map_err(Refusal::Import)?;
-        let engine = match self.load_fit(&version).await {
-            Ok(engine) => engine,
-            Err(why) => {
-                // What came with this request and is of no use does not stay.
+        match self.load_judged(&version).await {
+            Ok((engine, judged_on)) => {
+                let _turn = self.exchange.lock().await;
+                let active = self.pipeline.install(engine).await?;
+                self.remember(&active.model).await;
+                Ok(Loaded {
+                    version,
+                    active,
+                    judged_on,
+                })
+            }
+            Err(refusal) => {
+                // What came with this request and does not run does not stay.
                 if is_new {
                     let id = version.id.clone();
                     let removed = self.ask_store(move |store, _, _| store.remove(&id));
@@ -408,13 +438,86 @@ impl Supervisor {
                         tracing::warn!("{problem}");
                     }
                 }
-                return Err(Refusal::Stored(format!("{}: {why}", version.id)));
+                Err(refusal)
             }
+        }
+    }
+
+    /// Loads a model of the store that may run here, and says how many frames of the buffer it was judged on.
+    async fn load_judged(&self, version: &Version) -> Result<(Engine, usize), Refusal> {
+        let engine = self.load_fit(version).await;
+        let engine = engine.map_err(|why| Refusal::Stored(format!("{}: {why}", version.id)))?;
+        let made_here = version.node.as_deref() == Some(&self.paths.node);
+        let judged_on = match made_here {
+            true => 0,
+            false => self.judge(version).await?,
         };
-        let _turn = self.exchange.lock().await;
-        let active = self.pipeline.install(engine).await?;
-        self.remember(&active.model).await;
-        Ok((version, active))
+        Ok((engine, judged_on))
+    }
+
+    /// Holds a stored model against float on the frames that the buffer holds out, whose number comes back: 0 where they
+    /// are too few.
+    async fn judge(&self, version: &Version) -> Result<usize, Refusal> {
+        let settings = lock(&self.settings).clone();
+        let stored = |error: StoreError| Refusal::Store(error.to_string());
+        let (pipeline, paths) = (self.pipeline.clone(), self.paths.clone());
+        let (model, threads, nice) = (
+            version.description(),
+            settings.calibration_threads,
+            settings.calibration_nice,
+        );
+        let prepared = on_a_thread_that_may_wait(move || {
+            let recipe = Recipe::load_or_default(settings.recipe_file().as_deref())
+                .map_err(|error| Refusal::Recipe(error.to_string()))?;
+            if pipeline.buffer().fill().held_out < recipe.frames.min_held_out {
+                return Ok(None);
+            }
+            let scratch = paths.store.incoming().map_err(stored)?;
+            let place = |name: &str| scratch.path().join(name);
+            let (buffer, int8, recipe) =
+                (place("frames"), place("model.yaml"), place("recipe.yaml"));
+            let saved = pipeline.buffer().save(&buffer);
+            let held_out = saved
+                .map_err(|error| Refusal::Save(error.to_string()))?
+                .held_out;
+            // As it would run here: with the node's thresholds.
+            let description = ModelDescription::load(&model).and_then(|mut description| {
+                description.encoder.file = description.encoder_path();
+                description.backbone.file = description.backbone_path();
+                description.post = paths.base.post.clone();
+                description.save(&int8)
+            });
+            description.map_err(|error| Refusal::Stored(error.to_string()))?;
+            let text = match settings.recipe_file() {
+                Some(path) => std::fs::read_to_string(path),
+                None => Ok(BUILT_IN.into()),
+            };
+            let copied = text.and_then(|text| std::fs::write(&recipe, text));
+            copied.map_err(|error| Refusal::Recipe(error.to_string()))?;
+            let comparison = Comparison {
+                executable: paths.executable,
+                float: paths.model,
+                int8,
+                buffer,
+                recipe,
+                threads,
+                nice,
+            };
+            Ok(Some((scratch, comparison, held_out)))
+        });
+        let Some((_scratch, comparison, held_out)) = prepared.await? else {
+            return Ok(0);
+        };
+        let verdict = comparison.run().await;
+        let verdict = verdict.map_err(|error| Refusal::Judge(error.to_string()))?;
+        match verdict.accepted {
+            true => Ok(held_out),
+            false => Err(Refusal::Disagrees {
+                id: version.id.clone(),
+                frames: held_out,
+                reasons: verdict.reasons.join("; "),
+            }),
+        }
     }
 
     /// Loads a model of the store, if it is one for this node.
@@ -842,13 +945,23 @@ mod tests {
     /// A supervisor over a float engine that detects nothing, with a shell script as the
     /// quantization, after `frames` clouds.
     async fn supervisor(folder: &Path, frames: i64, script: &str) -> Arc<Supervisor> {
-        use crate::node::pipeline::tests::{engine, start_with, test_cloud};
+        let float =
+            crate::node::pipeline::tests::engine("float", Precision::Float, |_| Ok(Vec::new()));
+        supervisor_of(float, folder, frames, script).await
+    }
+
+    async fn supervisor_of(
+        float: Engine,
+        folder: &Path,
+        frames: i64,
+        script: &str,
+    ) -> Arc<Supervisor> {
+        use crate::node::pipeline::tests::{start_with, test_cloud};
         use std::os::unix::fs::PermissionsExt;
 
         let executable = folder.join("quantizer");
         std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&executable, PermissionsExt::from_mode(0o755)).unwrap();
-        let float = engine("float", Precision::Float, |_| Ok(Vec::new()));
         let (pipeline, mut outputs) = start_with(float, &folder.join("buffer"));
         for stamp in 1..=frames {
             pipeline.push_cloud(test_cloud(stamp * 1_000_000_000, "base_link", 2));
@@ -1038,12 +1151,18 @@ mod tests {
 
     /// A supervisor whose float engine has the demo model's classes.
     async fn demo(folder: &Path) -> Arc<Supervisor> {
-        use crate::node::pipeline::tests::{engine_of, start};
-        let mut demo = supervisor(folder, 0, "exit 1").await;
-        let classes = demo.paths.base.classes.clone();
-        let float = engine_of("float", Precision::Float, classes, |_| Ok(Vec::new()));
-        Arc::get_mut(&mut demo).unwrap().pipeline = Arc::new(start(float).0);
-        demo
+        demo_with(folder, 0, "exit 1").await
+    }
+
+    async fn demo_with(folder: &Path, frames: i64, script: &str) -> Arc<Supervisor> {
+        let model = ModelDescription::load("models/demo/model.yaml".as_ref()).unwrap();
+        let float = crate::node::pipeline::tests::engine_of(
+            "float",
+            Precision::Float,
+            model.classes,
+            |_| Ok(Vec::new()),
+        );
+        supervisor_of(float, folder, frames, script).await
     }
 
     #[tokio::test]
@@ -1130,7 +1249,7 @@ mod tests {
     async fn load(node: &Supervisor, name: &str) -> Result<Version, String> {
         let loaded = node.load_model(Wanted::Named(name.into())).await;
         loaded
-            .map(|(v, _)| v)
+            .map(|loaded| loaded.version)
             .map_err(|refusal| refusal.to_string())
     }
 
@@ -1163,7 +1282,7 @@ mod tests {
             .load_model(Wanted::Files(files.clone()))
             .await
             .unwrap()
-            .0;
+            .version;
         assert_eq!(node.status().stored_id, Some(third.id.clone()));
         let selection = node.paths.store.selection("/centerpoint").unwrap();
         assert_eq!(selection.good, [third.id.clone(), second.id, there.id]);
@@ -1204,6 +1323,84 @@ mod tests {
         assert_eq!(
             (status.precision, status.stored_id),
             (Precision::Float, None)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_model_from_elsewhere_is_judged_on_what_this_node_saw() {
+        let folder = tempfile::tempdir().unwrap();
+        let judge = |accepted: bool| {
+            let asked = folder.path().join("asked");
+            let program = folder.path().join("quantizer");
+            let verdict =
+                format!("{{\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"lost cars\"]}}}}");
+            let script = format!(
+                "#!/bin/sh\necho \"$@\" >{}\necho '{verdict}'\n",
+                asked.display()
+            );
+            std::fs::write(program, script).unwrap();
+        };
+        let node = demo_with(folder.path(), 24, "exit 1").await;
+        let recipe = folder.path().join("recipe.yaml");
+        std::fs::write(
+            &recipe,
+            BUILT_IN.replace("min_held_out: 4", "min_held_out: 1"),
+        )
+        .unwrap();
+        lock(&node.settings).recipe_path = recipe.display().to_string();
+        let held_out = node.pipeline.buffer().fill().held_out;
+        let elsewhere = folder.path().join("elsewhere");
+        made(&node.paths.base, &elsewhere, 0.8);
+        let name = || Wanted::Named(elsewhere.display().to_string());
+
+        judge(false);
+        let refusal = node.load_model(name()).await.unwrap_err().to_string();
+        assert!(
+            refusal.contains(&format!("on {held_out} frames")) && refusal.contains("lost cars"),
+            "{refusal}"
+        );
+        assert_eq!(node.status().precision, Precision::Float);
+        assert_eq!(
+            node.paths.store.list().unwrap().versions,
+            [],
+            "it does not stay"
+        );
+        let asked = std::fs::read_to_string(folder.path().join("asked")).unwrap();
+        for part in [
+            "evaluate --model ",
+            "--model2 ",
+            "--topic /centerpoint/held_out/pointcloud",
+            "--gate ",
+            "--json",
+        ] {
+            assert!(asked.contains(part), "{asked}");
+        }
+        judge(true);
+        let loaded = node.load_model(name()).await.unwrap();
+        assert_eq!(
+            (loaded.judged_on, node.status().precision),
+            (held_out, Precision::Int8)
+        );
+        let incoming = folder.path().join("store/incoming");
+        assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 0);
+
+        // One that this node made was judged when it was made; a tool that cannot judge is no verdict.
+        std::fs::write(
+            folder.path().join("quantizer"),
+            "#!/bin/sh\necho no such bag >&2; exit 1\n",
+        )
+        .unwrap();
+        let refusal = node.load_model(name()).await.unwrap_err().to_string();
+        assert!(refusal.contains("no such bag"), "{refusal}");
+        let own = folder.path().join("store/incoming/own");
+        made(&node.paths.base, &own, 0.7);
+        let own = node.paths.store.add(&own, Some("/centerpoint")).unwrap();
+        assert_eq!(
+            node.load_model(Wanted::Named(own.id))
+                .await
+                .unwrap()
+                .judged_on,
+            0
         );
     }
 

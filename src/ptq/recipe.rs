@@ -330,6 +330,9 @@ pub enum RecipeError {
     },
 }
 
+/// The recipe that is used where none is named.
+pub const BUILT_IN: &str = include_str!("../../calibration/quick.yaml");
+
 impl Recipe {
     /// Reads and checks a recipe.
     pub fn load(path: &Path) -> Result<Self, RecipeError> {
@@ -340,14 +343,11 @@ impl Recipe {
         Self::parse(&text, path)
     }
 
-    /// The recipe at a path, or the one used where none is named: `calibration/quick.yaml`.
+    /// The recipe at a path, or [the built-in one](BUILT_IN).
     pub fn load_or_default(path: Option<&Path>) -> Result<Self, RecipeError> {
         match path {
             Some(path) => Self::load(path),
-            None => Self::parse(
-                include_str!("../../calibration/quick.yaml"),
-                Path::new("the built-in recipe"),
-            ),
+            None => Self::parse(BUILT_IN, Path::new("the built-in recipe")),
         }
     }
 
@@ -486,7 +486,7 @@ pub fn matches(pattern: &str, name: &str) -> bool {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) const QUICK: &str = include_str!("../../calibration/quick.yaml");
+    pub(crate) use super::BUILT_IN as QUICK;
     const STANDARD: &str = include_str!("../../calibration/standard.yaml");
     const STUDIES: [&str; 3] = [
         include_str!("../../calibration/thorough.yaml"),

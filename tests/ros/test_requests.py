@@ -111,20 +111,29 @@ def test_a_recording_that_is_none_fails_the_calibration_and_nothing_else(ros, ea
     live.wait_more_detections()
 
 
+def test_a_model_from_elsewhere_that_disagrees_on_the_nodes_own_frames_does_not_run(ros, eager_model, recipe, variants):
+    live = Live(ros, eager_model, recipe("strict", **IMPOSSIBLE))
+    (made,) = variants(1)
+    reply = live.observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
+    assert not reply.success and reply.stored_id == ""
+    assert "disagrees with float on 4 frames" in reply.message and "F1" in reply.message, reply.message
+    assert live.observer.status["precision"] == "float" and not live.models()
+    live.wait_more_detections()
+
+
 def files(folder) -> list[ModelFile]:
     return [ModelFile(name=p.name, data=p.read_bytes()) for p in sorted(folder.iterdir())]
 
 
-def test_models_come_by_path_by_id_and_as_files_and_are_rolled_back_one_by_one(ros, eager_model, variants):
-    observer, driver = ros.observer(markers=False), ros.driver()
-    node = ros.node(eager_model)
-    observer.wait_ready(node)
-    driver.connect(observer, node, forget=False)
-    driver.stream(rate=8.0, points=4_000)
+def test_models_come_by_path_by_id_and_as_files_and_are_rolled_back_one_by_one(ros, eager_model, recipe, variants):
+    live = Live(ros, eager_model, recipe(**LENIENT))
+    observer, driver, node = live.observer, live.driver, live.node
     first, second, third = variants(3)
 
     def load(**fields):
         reply = observer.ask(LoadModel, "load_model", timeout=60.0, **fields)
+        if reply.success:
+            assert "agrees with float on 4 frames that the buffer holds out" in reply.message
         return reply.stored_id if reply.success else reply.message
 
     def running() -> str:

@@ -20,7 +20,7 @@ use crate::calibration::store::{Listing, Selection};
 use crate::detector::Precision;
 use crate::node::Supervisor;
 use crate::node::pipeline::Active;
-use crate::node::supervisor::{Order, Refusal, Started, Wanted};
+use crate::node::supervisor::{Loaded, Order, Refusal, Started, Wanted};
 use crate::ptq::recipe::Target;
 
 /// Requests without arguments.
@@ -144,8 +144,11 @@ async fn answer(asked: Asked, supervisor: Arc<Supervisor>) {
                 }
             };
             let loaded = supervisor.load_model(wanted).await;
-            let stored_id = loaded.as_ref().map_or(String::new(), |(v, _)| v.id.clone());
-            let (success, message) = told(loaded.map(|(_, active)| runs(&active)));
+            let stored_id = loaded
+                .as_ref()
+                .map_or("", |loaded| &loaded.version.id)
+                .to_owned();
+            let (success, message) = told(loaded.map(|loaded| taken_over(&loaded)));
             let response = LoadModel::Response {
                 success,
                 message,
@@ -235,6 +238,16 @@ fn runs(active: &Active) -> String {
         "{} model '{}' runs",
         active.model.precision, active.model.id
     )
+}
+
+fn taken_over(loaded: &Loaded) -> String {
+    let runs = runs(&loaded.active);
+    match loaded.judged_on {
+        0 => runs,
+        frames => {
+            format!("{runs}; it agrees with float on {frames} frames that the buffer holds out")
+        }
+    }
 }
 
 fn written(saved: &Snapshot) -> String {
