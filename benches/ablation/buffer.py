@@ -9,6 +9,7 @@ those of the last scenes. Judged on the ablation's held-out kind of drive.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import page
@@ -20,6 +21,8 @@ from harness import (
 CHOICES = ("diverse", "random", "newest")
 RATE = 10.0  # sweeps a second: the model joins two, and was trained on those of a sensor that turns so fast
 PER_SCENE = 100
+SCENE_GAP = 10 * 10**9  # nanoseconds from the last sweep of a scene to the first of the next
+START = 1_700_000_000 * 10**9  # stamp of a simulated drive's first sweep
 HELD_OUT_SEED = 4001
 
 
@@ -53,6 +56,28 @@ class BufferStudy(Study):
         )
 
 
+def seen(model, classes: list[str], start: int) -> dict:
+    """What a buffer's frames were of: scenes of the drive, and boxes of the float model in those held out, by class."""
+    report = json.loads((model / "report.json").read_text())
+    length = int((PER_SCENE - 1) / RATE * 1e9) + SCENE_GAP
+    scenes = {(frame["stamp"] - start) // length for frame in report["frames"]["list"]}
+    found = {c["class"]: c["all"]["matched"] + c["all"]["missed"] for c in report["check"]["agreement"]["classes"]}
+    return {"scenes": len(scenes), "float_boxes": {c: found.get(c, 0) for c in classes}}
+
+
+def seen_table(rows: list[dict], classes: list[str], scenes: int) -> str:
+    """What the gate has to judge by; the same for all models of one buffer."""
+    bits = rows[0]["bits"]
+    head = ["choice", f"scenes of {scenes}", *classes]
+    body = []
+    for choice in CHOICES:
+        group = [r["seen"] for r in rows if (r["choice"], r["bits"]) == (choice, bits)]
+        mean = lambda values: page.number(sum(values) / len(values), 1)  # noqa: E731
+        counts = [[g["float_boxes"][c] for g in group] for c in classes]
+        body.append([choice, mean([g["scenes"] for g in group]), *(f"{mean(c)} (least {min(c)})" for c in counts)])
+    return page.table(head, body)
+
+
 def render(rows: list[dict], args) -> None:
     groups: dict[tuple, list[dict]] = {}
     for r in rows:
@@ -72,7 +97,9 @@ def render(rows: list[dict], args) -> None:
         f"sweeps at {RATE:g} Hz, seeds {', '.join(map(str, args.seeds))}; {args.held_out_frames} held-out frames of a mixed drive "
         f"(seed {HELD_OUT_SEED})."
     )
-    page.replace_marked(args.page, "buffer", f"{text}\n\n{page.table(head, body)}", "Ablation")
+    what = "What lies in these buffers: scenes among the frames, and boxes that float finds in those held out, means over the drives:"
+    parts = [text, page.table(head, body), what, seen_table(rows, classes, args.scenes)]
+    page.replace_marked(args.page, "buffer", "\n\n".join(parts), "Ablation")
 
 
 def main() -> None:
@@ -102,10 +129,11 @@ def main() -> None:
     held_out = Bag(work.bag(Drive("mixed", args.held_out_frames, max(1, args.held_out_frames // 8), HELD_OUT_SEED)))
 
     def measure(i: int, s: Setting) -> dict:
-        scores = work.score(work.model(s), held_out)
+        model = work.model(s)
+        scores = work.score(model, held_out)
         return {
             "bits": s.bits, "method": s.method, "seed": s.drive.seed, "choice": s.drive.choice, "key": tasks[i][1],
-            "scores": scores,
+            "scores": scores, "seen": seen(model, list(scores["classes"]), START),
         }  # fmt: skip
 
     about = {"kept": args.kept, "scenes": args.scenes, "held_out_frames": args.held_out_frames}
