@@ -22,7 +22,7 @@ ENV := source build/env.sh
 help:
 	@echo 'make demo      set up, build, and run the main job on a ROS 2 graph'
 	@echo 'make test      set up, build, lint, and run the Rust and Python tests'
-	@echo 'make build     both programs, in target/release'
+	@echo 'make build     the programs, in target/release'
 	@echo 'make install   the ROS 2 package, in install/ (or PREFIX=...)'
 	@echo 'make lint      formatting and clippy'
 	@echo 'make setup     ROS 2, ONNX Runtime and tools only (scripts/setup)'

@@ -32,24 +32,33 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1))]
 
 
-def summary(observer, begin: int, first: int, seconds: float) -> dict:
-    """Of everything since the given positions."""
-    with observer.lock:
-        milliseconds = observer.seen.processing_ms[begin:]
-        answers = len(observer.seen.objects) - first
-    return {
-        "clouds_answered": answers,
-        "answers_per_second": round(answers / seconds, 2),
-        "p50_ms": round(percentile(milliseconds, 0.5), 2),
-        "p99_ms": round(percentile(milliseconds, 0.99), 2),
-    }
+class Span:
+    """What the node does from now on."""
+
+    def __init__(self, observer):
+        self.observer, self.start = observer, time.monotonic()
+        with observer.lock:
+            self.begin, self.first = len(observer.seen.processing_ms), len(observer.seen.objects)
+
+    def summary(self) -> dict:
+        seconds = time.monotonic() - self.start
+        with self.observer.lock:
+            milliseconds = self.observer.seen.processing_ms[self.begin :]
+            answers = len(self.observer.seen.objects) - self.first
+        return {
+            "seconds": round(seconds, 1),
+            "clouds_answered": answers,
+            "answers_per_second": round(answers / seconds, 2),
+            "p50_ms": round(percentile(milliseconds, 0.5), 2),
+            "p99_ms": round(percentile(milliseconds, 0.99), 2),
+        }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "isolation")
     parser.add_argument("--rate", type=float, default=0.5, help="of the player: 1 is 10 clouds a second")
-    parser.add_argument("--seconds", type=float, default=60.0, help="before the calibration")
+    parser.add_argument("--seconds", type=float, default=120.0, help="before the calibration")
     parser.add_argument("--recipe", default="standard.yaml")
     parser.add_argument("--nice", type=int, default=10)
     args = parser.parse_args()
@@ -57,9 +66,11 @@ def main() -> None:
     for stale in ("store", "buffer"):
         shutil.rmtree(work / stale, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    bag = work / "drive"
+    bag = work / "scene"
     if not bag.exists():
         command = [graph.program("centerpoint_ptq"), "simulate", "--sensor", "os64", "--frames", 300, "--seed", 3, "--out", bag]
+        # One scene: between two, a recording pauses.
+        command += ["--scenes", 1]
         subprocess.run(list(map(str, command)), check=True)
     domain = graph.Domain()
     opened: list = [domain]
@@ -89,22 +100,23 @@ def main() -> None:
         filled = lambda: int(observer.values("calibration").get("buffer_held_out_frames", 0)) >= 8  # noqa: E731
         observer.wait_for(filled, 300.0, "frames in the buffer", node)
         found = {"rate": 10 * args.rate, "recipe": args.recipe, "nice": args.nice}
-        with observer.lock:
-            begin, first = len(observer.seen.processing_ms), len(observer.seen.objects)
+        span = Span(observer)
         time.sleep(args.seconds)
-        found["before"] = summary(observer, begin, first, args.seconds)
-        with observer.lock:
-            begin, first = len(observer.seen.processing_ms), len(observer.seen.objects)
-        start = time.monotonic()
+        found["before"] = span.summary()
+        span = Span(observer)
         reply = observer.call("calibrate")
         if not reply.success:
             raise SystemExit(reply.message)
         observer.wait_status(lambda s: s["stage"] == "store" or (s["state"] == "idle" and s["last"]), 1200.0, "end", node)
-        seconds = time.monotonic() - start
-        found["during"] = summary(observer, begin, first, seconds) | {"seconds": round(seconds, 1)}
+        found["during"] = span.summary()
         observer.wait_status(lambda s: s["state"] == "idle" and s["last"], 60.0, "verdict", node)
         found["outcome"] = observer.status["last"]["outcome"]
+        found["p50_ratio"] = round(found["during"]["p50_ms"] / found["before"]["p50_ms"], 3)
         found["p99_ratio"] = round(found["during"]["p99_ms"] / found["before"]["p99_ms"], 3)
+        detection = observer.values("detection")
+        share = float(detection["buffer_mean_ms"]) / float(detection["processing_mean_ms"])
+        # Diagnostics have hundredths of a millisecond.
+        found["buffer_share"] = round(share, 4)
         values = observer.values("input")
         found["clouds_dropped"] = {k: v for k, v in values.items() if k.startswith("clouds_dropped")}
         print(json.dumps(found, indent=1))
