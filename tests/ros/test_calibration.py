@@ -132,15 +132,27 @@ def test_a_killed_quantization_leaves_the_node_running_and_is_reported(ros, eage
     live.observer.call("cancel_calibration")
 
 
-def test_a_quantization_that_fails_says_why(ros, eager_model, tmp_path):
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("format: 1\nname: broken\nno_such_key: 3\n")
-    live = Live(ros, eager_model, broken)
+def test_a_quantization_that_fails_says_why(ros, eager_model, recipe, tmp_path):
+    # More than the buffer ever holds.
+    demanding = yaml.safe_load(recipe(**LENIENT).read_text())
+    demanding["frames"]["min_calibration"] = 60
+    path = tmp_path / "demanding.yaml"
+    path.write_text(yaml.safe_dump(demanding))
+    live = Live(ros, eager_model, path)
     live.calibrate()
     last = live.finish()
     assert last["outcome"] == "failed"
-    assert "broken.yaml" in last["reasons"][0], last
+    assert "wants at least 60" in last["reasons"][0], last
     live.wait_more_detections()
+
+
+def test_a_recipe_that_is_none_is_refused_at_once(ros, eager_model, tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("format: 1\nname: broken\nno_such_key: 3\n")
+    live = Live(ros, eager_model, broken)
+    refused = live.observer.call("calibrate")
+    assert not refused.success and "broken.yaml" in refused.message and "no_such_key" in refused.message
+    assert live.observer.status["state"] == "idle" and live.observer.status["calibration"] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
