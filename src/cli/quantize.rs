@@ -93,8 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let kind = args.progress;
     let mut result = work(&args, stop);
-    if let Err(error) = &result
-        && is_cancelled(error)
+    if result.is_err()
         && let Some(reason) = too_much.as_ref().and_then(|reason| reason.get())
     {
         result = Err(anyhow::anyhow!("{reason}; nothing was written"));
@@ -304,13 +303,22 @@ fn limit_memory(megabytes: u64, stop: Arc<AtomicBool>) -> anyhow::Result<Arc<Onc
                 if periods > PATIENCE || now > limit.saturating_mul(5) / 4 {
                     let message = told.get().map_or("too much memory", String::as_str);
                     let event = json!({"event": "error", "message": message});
-                    let _ = writeln!(std::io::stdout(), "{event}");
+                    // Held until the end: this is the last word.
+                    let mut last = std::io::stdout().lock();
+                    let _ = writeln!(last, "{event}").and_then(|()| last.flush());
                     eprintln!("{message}");
-                    std::process::exit(1);
+                    end_at_once(1);
                 }
             }
         })?;
     Ok(reason)
+}
+
+/// Ends the process while other threads work. `std::process::exit` would take ONNX Runtime down under those that run a
+/// network, which then fail in ways of their own, or crash.
+fn end_at_once(code: i32) -> ! {
+    // SAFETY: `_exit` has no preconditions; what it leaves behind is what a SIGKILL would.
+    unsafe { libc::_exit(code) }
 }
 
 /// Bytes of memory that this process holds.
@@ -333,7 +341,7 @@ fn watch_parent(parent: i32, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
             }
             stop.store(true, Ordering::Relaxed);
             std::thread::sleep(PATIENCE);
-            std::process::exit(CANCELLED);
+            end_at_once(CANCELLED);
         })?;
     Ok(())
 }
@@ -366,7 +374,7 @@ fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
                         _ = terminate.recv() => {}
                     }
                     if flag.swap(true, Ordering::Relaxed) {
-                        std::process::exit(CANCELLED);
+                        end_at_once(CANCELLED);
                     }
                 }
             });

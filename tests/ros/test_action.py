@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import graph
 from action_msgs.msg import GoalStatus
@@ -44,6 +45,9 @@ class Caller:
 
     def wait_ready(self) -> None:
         self.observer.wait_for(self.client.server_is_ready, 30.0, "action server", self.server)
+        # That is what this side knows. The server may not know this client yet, and an answer to one that it does not know is
+        # lost: a property of ROS 2's services.
+        time.sleep(1.0)
 
     def wait(self, future, timeout: float):
         done = threading.Event()
