@@ -459,7 +459,7 @@ impl ModelStore {
     }
 
     /// Takes a copy of a folder that `quantize` wrote into the store, wherever it lies.
-    pub fn import(&self, folder: &Path, node: Option<&str>) -> Result<Version, StoreError> {
+    pub fn import(&self, folder: &Path) -> Result<Version, StoreError> {
         let report = folder.join(crate::ptq::report::JSON_FILE);
         if !report.is_file() {
             return Err(StoreError::NoModel(format!(
@@ -467,7 +467,7 @@ impl ModelStore {
                 folder.display()
             )));
         }
-        self.import_with(node, |copy| {
+        self.import_with(|copy| {
             for path in entries(folder)? {
                 if path.is_file() {
                     let to = copy.join(path.file_name().unwrap_or_default());
@@ -479,17 +479,13 @@ impl ModelStore {
     }
 
     /// Takes a model into the store whose files came in another way, by name and content.
-    pub fn import_files(
-        &self,
-        files: &[(String, Vec<u8>)],
-        node: Option<&str>,
-    ) -> Result<Version, StoreError> {
+    pub fn import_files(&self, files: &[(String, Vec<u8>)]) -> Result<Version, StoreError> {
         if let Some((name, _)) = files.iter().find(|(name, _)| !is_plain(name)) {
             return Err(StoreError::NoModel(format!(
                 "'{name}' is no name of a file in a model's folder"
             )));
         }
-        self.import_with(node, |copy| {
+        self.import_with(|copy| {
             for (name, bytes) in files {
                 let path = copy.join(name);
                 fs::write(&path, bytes).map_err(io("write", &path))?;
@@ -498,10 +494,9 @@ impl ModelStore {
         })
     }
 
-    /// Has a folder filled on the store's disk first, so that the model appears there at once and whole.
+    /// Has a folder filled on the store's disk first, so that the model appears there at once and whole. No node made it.
     fn import_with(
         &self,
-        node: Option<&str>,
         fill: impl FnOnce(&Path) -> Result<(), StoreError>,
     ) -> Result<Version, StoreError> {
         self.clean()?;
@@ -512,7 +507,7 @@ impl ModelStore {
         // What does not load here would not load in a node.
         ModelDescription::load(&copy)
             .map_err(|error| StoreError::NoModel(format!("it is no model: {error}")))?;
-        self.add(&copy, node)
+        self.add(&copy, None)
     }
 
     /// Removes the oldest models until the limits hold, but never `newest` or what a node runs or would go back to.

@@ -77,7 +77,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             Ok(())
         }
         Command::Add { folder } => {
-            println!("added {}", store.import(&folder, None)?.id);
+            println!("added {}", store.import(&folder)?.id);
             Ok(())
         }
         Command::Activate {

@@ -408,10 +408,10 @@ impl Supervisor {
                             true => path.parent().unwrap_or(path),
                             false => path,
                         };
-                        store.import(folder, None)?
+                        store.import(folder)?
                     }
                     Wanted::Named(id) => store.find(&id)?,
-                    Wanted::Files(files) => store.import_files(&files, None)?,
+                    Wanted::Files(files) => store.import_files(&files)?,
                 };
                 let is_new = before.iter().all(|known| known.id != version.id);
                 Ok((version, is_new))
@@ -459,7 +459,6 @@ impl Supervisor {
     /// are too few.
     async fn judge(&self, version: &Version) -> Result<usize, Refusal> {
         let settings = lock(&self.settings).clone();
-        let stored = |error: StoreError| Refusal::Store(error.to_string());
         let (pipeline, paths) = (self.pipeline.clone(), self.paths.clone());
         let (model, threads, nice) = (
             version.description(),
@@ -472,10 +471,10 @@ impl Supervisor {
             if pipeline.buffer().fill().held_out < recipe.frames.min_held_out {
                 return Ok(None);
             }
-            let scratch = paths.store.incoming().map_err(stored)?;
+            let scratch = paths.store.incoming();
+            let scratch = scratch.map_err(|error| Refusal::Store(error.to_string()))?;
             let place = |name: &str| scratch.path().join(name);
-            let (buffer, int8, recipe) =
-                (place("frames"), place("model.yaml"), place("recipe.yaml"));
+            let (buffer, int8) = (place("frames"), place("model.yaml"));
             let saved = pipeline.buffer().save(&buffer);
             let held_out = saved
                 .map_err(|error| Refusal::Save(error.to_string()))?
@@ -488,12 +487,15 @@ impl Supervisor {
                 description.save(&int8)
             });
             description.map_err(|error| Refusal::Stored(error.to_string()))?;
-            let text = match settings.recipe_file() {
-                Some(path) => std::fs::read_to_string(path),
-                None => Ok(BUILT_IN.into()),
+            let recipe = match settings.recipe_file() {
+                Some(path) => path,
+                None => {
+                    let path = place("recipe.yaml");
+                    std::fs::write(&path, BUILT_IN)
+                        .map_err(|error| Refusal::Recipe(error.to_string()))?;
+                    path
+                }
             };
-            let copied = text.and_then(|text| std::fs::write(&recipe, text));
-            copied.map_err(|error| Refusal::Recipe(error.to_string()))?;
             let comparison = Comparison {
                 executable: paths.executable,
                 float: paths.model,

@@ -22,6 +22,12 @@ LENIENT = {
 IMPOSSIBLE = LENIENT | {"min_f1": 1.0, "max_centre_error": 1e-9}
 
 
+def verdict(observer, node) -> dict:
+    """How the running calibration of a node ends."""
+    done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
+    return observer.wait_status(done, QUANTIZE, "end of the calibration", node)["last"]
+
+
 class Live:
     """A node that detects in streaming clouds and has filled its buffer."""
 
@@ -68,8 +74,7 @@ class Live:
 
     def finish(self) -> dict:
         """The verdict of the running calibration."""
-        done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
-        return self.observer.wait_status(done, QUANTIZE, "end of the calibration", self.node)["last"]
+        return verdict(self.observer, self.node)
 
     def wait_child(self) -> int:
         status = self.observer.wait_status(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from centerpoint_ptq_msgs.srv import ListModels, LoadModel, SaveBuffer, StartCalibration
-from live import FRAMES, LENIENT, QUANTIZE, Live
+from live import FRAMES, LENIENT, Live, verdict
 from peers import SECOND, street, transform
 from tf2_msgs.msg import TFMessage
 
@@ -59,8 +59,7 @@ def test_a_disk_that_became_read_only_stops_what_writes_and_nothing_else(ros, ea
     assert not observer.ask(SaveBuffer, "save_buffer").success
     started = observer.call("calibrate")
     if started.success:
-        done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
-        last = observer.wait_status(done, QUANTIZE, "end of the calibration", node)["last"]
+        last = verdict(observer, node)
         assert last["outcome"] == "failed" and "Read-only file system" in last["reasons"][0], last
     else:
         assert "Read-only file system" in started.message
@@ -151,8 +150,7 @@ def test_two_nodes_share_a_store_and_calibrate_at_once(ros, eager_model, recipe)
         assert reply.success, reply.message
     ids = set()
     for observer, node in both:
-        done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
-        last = observer.wait_status(done, QUANTIZE, "end of the calibration", node)["last"]
+        last = verdict(observer, node)
         assert last["outcome"] == "swapped", last
         ids.add(last["stored_id"])
     for observer, _ in both:
@@ -209,8 +207,7 @@ def test_a_recording_of_no_use_fails_the_calibration_with_the_numbers(
     observer.wait_ready(node)
     reply = observer.ask(StartCalibration, "start_calibration", bag=str(drive), recipe=str(recipe(**LENIENT)))
     assert reply.success and "frames of its own, since the buffer holds too few" in reply.message
-    done = lambda s: s["state"] == "idle" and s["last"]  # noqa: E731
-    last = observer.wait_status(done, QUANTIZE, "end of the calibration", node)["last"]
+    last = verdict(observer, node)
     assert last["outcome"] == "failed" and said in last["reasons"][0], last
     assert not list((ros.folder / "store").rglob("model.yaml"))
     shutil.rmtree(drive)
