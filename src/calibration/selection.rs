@@ -538,6 +538,7 @@ mod tests {
             }),
             sweeps: 1,
             stats: Default::default(),
+            conditions: Vec::new(),
         }
     }
 

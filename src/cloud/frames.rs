@@ -29,6 +29,7 @@ use crate::bag::msg::{Header, Message, PointCloud2, TfMessage};
 use crate::bag::{BagError, CdrError, Messages, RawMessage, Reader, Stamp, Topic};
 use crate::geometry::{Pose, pose_from_xyz_rpy};
 
+use super::condition::Condition;
 use super::sweeps::Densifier;
 use super::tf::{TfBuffer, TfError};
 use super::{CloudError, DecodeOptions, DecodeStats, Points, decode_with_stats};
@@ -108,6 +109,8 @@ pub struct Frame {
     pub sweeps: usize,
     /// About the newest sweep's message.
     pub stats: DecodeStats,
+    /// What makes the result of this frame worse than it could be.
+    pub conditions: Vec<Condition>,
 }
 
 /// Why there is no frame.
@@ -149,6 +152,45 @@ pub enum FrameError {
         frame_id: String,
         source: Box<TfError>,
     },
+}
+
+/// What becomes of a cloud that gives no frame, for counting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Its message or its points cannot be read.
+    BadCloud,
+    /// tf does not lead from its frame to the model's.
+    NotPlaced,
+    /// A part of the recording is damaged or was cut off: what it held is not known.
+    DamagedBag,
+}
+
+impl Loss {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Loss::BadCloud => "bad_cloud",
+            Loss::NotPlaced => "not_placed",
+            Loss::DamagedBag => "damaged_bag",
+        }
+    }
+}
+
+impl FrameError {
+    /// What is lost where this comes up among the frames of a bag; `None` where the bag cannot be
+    /// read at all.
+    pub fn loss(&self) -> Option<Loss> {
+        match self {
+            FrameError::Bag(_) => Some(Loss::DamagedBag),
+            FrameError::Message { .. } | FrameError::Cloud { .. } => Some(Loss::BadCloud),
+            FrameError::Tf { .. } => Some(Loss::NotPlaced),
+            FrameError::NoPointCloud { .. }
+            | FrameError::SeveralTopics { .. }
+            | FrameError::NoSuchTopic { .. }
+            | FrameError::WrongType { .. } => None,
+        }
+    }
 }
 
 /// Makes frames of clouds, with what tf has said so far.
@@ -357,6 +399,7 @@ impl FrameAssembler {
             fixed_from_model,
             sweeps,
             stats,
+            conditions: Vec::new(),
         })
     }
 }
