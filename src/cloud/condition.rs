@@ -41,6 +41,8 @@ pub enum ConditionKind {
     OnePillar,
     /// The cloud has many times the points of those before it.
     Denser,
+    /// The cloud holds no point at all.
+    Empty,
     /// Points that are not finite were left out, many of them.
     NotFinite,
     /// Pillars were left out, because the model takes no more.
@@ -66,6 +68,7 @@ impl ConditionKind {
             ConditionKind::IntensityScale => "intensity_scale",
             ConditionKind::OnePillar => "one_pillar",
             ConditionKind::Denser => "denser",
+            ConditionKind::Empty => "empty",
             ConditionKind::NotFinite => "not_finite",
             ConditionKind::DroppedPillars => "dropped_pillars",
         }

@@ -8,19 +8,32 @@
 //! 1. [`InputOptions::sensor_pose`], where given, places it.
 //! 2. A cloud whose `frame_id` is the model's frame, or for which none is named, stays as it is.
 //! 3. Otherwise tf places it, at the cloud's stamp.
-//! 4. Without any tf at all the points are taken as being in the model's frame already, with one
-//!    warning and [`Placement::Assumed`] in the frame.
+//! 4. Without any tf at all the points are taken as being in the model's frame already, with
+//!    [`Placement::Assumed`] in the frame.
 //!
 //! # Sweeps
 //!
 //! Joining sweeps needs the vehicle's motion: the pose of the model's frame in the fixed frame.
-//! Where tf does not give it, a frame holds the newest sweep only (one warning). A cloud with a
-//! field `time_lag` was joined before and passes through.
+//! Where tf does not give it, a frame holds the newest sweep only. A cloud with a field `time_lag`
+//! was joined before and passes through. Sweeps belong to a sensor: clouds of another `frame_id` on
+//! the same topic are joined among themselves.
 //!
 //! In a bag a transform may be recorded a little after the cloud it belongs to. [`Frames`] holds
-//! clouds back for up to [`InputOptions::tf_wait`] seconds of the recording until tf is there.
+//! clouds back for up to [`InputOptions::tf_wait`] seconds of the recording until tf is there, and
+//! uses them before a transform comes that makes tf forget their time.
+//!
+//! # Stamps
+//!
+//! A frame's stamp is that of its newest cloud, and no two frames of a bag have the same one. Where
+//! the stamps of a recording are of no use, since they are 0 or repeat from the start, the log time
+//! stands in for all of them; where one repeats later on, for that one.
+//!
+//! # What is odd
+//!
+//! Whatever makes a frame worse than it could be is in [`Frame::conditions`]. Nothing is logged
+//! here: who uses the frames tells it.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -29,8 +42,9 @@ use crate::bag::msg::{Header, Message, PointCloud2, TfMessage};
 use crate::bag::{BagError, CdrError, Messages, RawMessage, Reader, Stamp, Topic};
 use crate::geometry::{Pose, pose_from_xyz_rpy};
 
-use super::condition::Condition;
-use super::sweeps::Densifier;
+use super::condition::{Condition, ConditionKind};
+use super::plausibility::{Expectations, Plausibility};
+use super::sweeps::{Densifier, Joined, SweepSettings};
 use super::tf::{TfBuffer, TfError};
 use super::{CloudError, DecodeOptions, DecodeStats, Points, decode_with_stats};
 
@@ -38,6 +52,12 @@ use super::{CloudError, DecodeOptions, DecodeStats, Points, decode_with_stats};
 const FIXED_FRAMES: [&str; 2] = ["odom", "map"];
 /// Clouds that may wait for tf at once; enough for a second of any sensor.
 const MAX_WAITING: usize = 32;
+/// Clouds at the start of a bag whose stamps are looked at before any is used.
+const STAMPS_LOOKED_AT: usize = 16;
+/// Sensors on one topic whose sweeps are kept apart.
+const MAX_SENSORS: usize = 16;
+/// A sensor counts as being there for so long after its last cloud, seconds.
+const SENSOR_MEMORY: f64 = 2.0;
 
 /// What to read and where to put it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +73,8 @@ pub struct InputOptions {
     pub fixed_frame: Option<String>,
     /// Sweeps to join, the newest included.
     pub sweeps: usize,
+    /// Seconds between two of them that the model was trained with.
+    pub sweep_period: f64,
     /// Sweeps older than this are not joined, seconds.
     pub max_sweep_age: f64,
     /// How far beyond the known transforms to answer with the nearest one, seconds.
@@ -61,6 +83,8 @@ pub struct InputOptions {
     pub tf_wait: f64,
     /// Fields to read.
     pub fields: DecodeOptions,
+    /// What the model expects of a cloud; without it, less is found odd.
+    pub expect: Option<Expectations>,
 }
 
 impl Default for InputOptions {
@@ -71,10 +95,12 @@ impl Default for InputOptions {
             sensor_pose: None,
             fixed_frame: None,
             sweeps: 1,
+            sweep_period: 0.1,
             max_sweep_age: 1.0,
             tf_tolerance: 0.02,
             tf_wait: 1.0,
             fields: DecodeOptions::default(),
+            expect: None,
         }
     }
 }
@@ -95,7 +121,7 @@ pub enum Placement {
 /// One input of the detector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Frame {
-    /// Stamp of the newest sweep.
+    /// Stamp of the newest sweep, or the time that stands in for it: see the module's text.
     pub stamp: Stamp,
     /// Name of the model's frame.
     pub frame_id: String,
@@ -105,7 +131,7 @@ pub struct Frame {
     pub placement: Placement,
     /// Pose of the model's frame in the fixed frame, where tf gives it.
     pub fixed_from_model: Option<Pose>,
-    /// Sweeps in `points`; 1 for a cloud that was joined before.
+    /// Sweeps in `points`; of a cloud that was joined before, as many as it has time lags.
     pub sweeps: usize,
     /// About the newest sweep's message.
     pub stats: DecodeStats,
@@ -193,17 +219,25 @@ impl FrameError {
     }
 }
 
+/// What belongs to one sensor of a topic.
+struct Sensor {
+    densifier: Densifier,
+    plausibility: Plausibility,
+    last: Stamp,
+}
+
 /// Makes frames of clouds, with what tf has said so far.
 pub struct FrameAssembler {
     options: InputOptions,
     tf: TfBuffer,
-    densifier: Densifier,
+    /// By `frame_id`.
+    sensors: BTreeMap<String, Sensor>,
     /// The fixed frame in use, once one was found.
     fixed_frame: Option<String>,
     /// Whether tf is known to come, see [`expect_tf`](Self::expect_tf).
     expects_tf: bool,
-    /// What was warned of already.
-    warned: BTreeSet<String>,
+    /// About transforms that came since the last cloud.
+    invalid_transform: Option<Condition>,
 }
 
 impl FrameAssembler {
@@ -211,10 +245,10 @@ impl FrameAssembler {
         const CACHE: f64 = 10.0;
         FrameAssembler {
             tf: TfBuffer::new(CACHE, options.tf_tolerance),
-            densifier: Densifier::new(options.sweeps, options.max_sweep_age),
+            sensors: BTreeMap::new(),
             fixed_frame: options.fixed_frame.clone(),
             expects_tf: false,
-            warned: BTreeSet::new(),
+            invalid_transform: None,
             options,
         }
     }
@@ -233,20 +267,13 @@ impl FrameAssembler {
         self.expects_tf = true;
     }
 
-    fn warn_once(&mut self, key: &str, text: impl FnOnce() -> String) {
-        if self.warned.insert(key.to_owned()) {
-            tracing::warn!("{}", text());
-        }
-    }
-
-    /// Takes in transforms. Those that are no valid transform are left out, with one warning for
-    /// each frame.
+    /// Takes in transforms. Those that are no valid transform are left out; the next frame says so.
     pub fn push_tf(&mut self, message: &TfMessage, is_static: bool) {
         for transform in &message.transforms {
             if let Err(error) = self.tf.insert(transform, is_static) {
-                self.warn_once(&format!("tf {}", transform.child_frame_id), || {
-                    format!("transform left out: {error}")
-                });
+                let text = format!("transform left out: {error}");
+                self.invalid_transform =
+                    Some(Condition::new(ConditionKind::InvalidTransform, text));
             }
         }
     }
@@ -318,15 +345,15 @@ impl FrameAssembler {
 
     /// Whether to hold a live cloud back for tf: its place is not known yet, or the vehicle's pose
     /// has been coming but not yet for its stamp. A pose that has never come is not waited for.
-    pub fn awaits_tf(&self, header: &Header) -> bool {
-        let frame_id = header
-            .frame_id
-            .strip_prefix('/')
-            .unwrap_or(&header.frame_id);
-        match self.place(frame_id, header.stamp) {
+    ///
+    /// `received` as in [`push_received`](Self::push_received).
+    pub fn awaits_tf(&self, header: &Header, received: Stamp) -> bool {
+        let frame_id = clean(&header.frame_id);
+        let stamp = stamp_or(header.stamp, received);
+        match self.place(frame_id, stamp) {
             Err(error) => error.may_resolve_later(),
             Ok(_) if self.options.sweeps < 2 => false,
-            Ok((pose, _)) => match self.ego(frame_id, header.stamp, &pose) {
+            Ok((pose, _)) => match self.ego(frame_id, stamp, &pose) {
                 Err(error @ TfError::Extrapolation { .. }) => error.may_resolve_later(),
                 _ => false,
             },
@@ -335,19 +362,39 @@ impl FrameAssembler {
 
     /// Decodes a cloud, moves it to the model's frame and joins it with the sweeps before it.
     pub fn push_cloud(&mut self, cloud: &PointCloud2) -> Result<Frame, FrameError> {
-        let (stamp, frame_id) = (cloud.header.stamp, cloud.header.frame_id.as_str());
-        let frame_id = frame_id.strip_prefix('/').unwrap_or(frame_id);
+        self.assemble(cloud, cloud.header.stamp, Vec::new())
+    }
+
+    /// [`push_cloud`](Self::push_cloud) for a live cloud that came at `received`, by the clock that
+    /// stamps the transforms: that is taken for the stamp of a cloud that bears none.
+    pub fn push_received(
+        &mut self,
+        cloud: &PointCloud2,
+        received: Stamp,
+    ) -> Result<Frame, FrameError> {
+        let mut conditions = Vec::new();
+        if cloud.header.stamp == NO_STAMP {
+            let text = "the clouds bear the stamp 0, so the time when they come is taken: the vehicle's motion \
+                        until then shifts them; have the driver stamp them";
+            conditions.push(Condition::new(ConditionKind::NoStamp, text));
+        }
+        let stamp = stamp_or(cloud.header.stamp, received);
+        self.assemble(cloud, stamp, conditions)
+    }
+
+    fn assemble(
+        &mut self,
+        cloud: &PointCloud2,
+        stamp: Stamp,
+        mut conditions: Vec<Condition>,
+    ) -> Result<Frame, FrameError> {
+        let frame_id = clean(&cloud.header.frame_id);
         let (mut points, stats) =
             decode_with_stats(cloud, &self.options.fields).map_err(|source| FrameError::Cloud {
                 stamp,
                 frame_id: frame_id.to_owned(),
                 source,
             })?;
-        if stats.intensity.is_none() && stats.total > 0 {
-            self.warn_once("intensity", || {
-                "the cloud has no intensity field; intensities are taken as 0".to_owned()
-            });
-        }
         let (model_from_cloud, placement) =
             self.place(frame_id, stamp)
                 .map_err(|source| FrameError::Tf {
@@ -357,39 +404,51 @@ impl FrameAssembler {
                 })?;
         let model_frame = self.options.model_frame.clone();
         let model_frame = model_frame.unwrap_or_else(|| frame_id.to_owned());
+        conditions.extend(self.invalid_transform.take());
         if placement == Placement::Assumed {
-            self.warn_once("assumed", || {
-                format!(
-                    "there is no tf, so clouds of frame \"{frame_id}\" are taken as being in \
-                     \"{model_frame}\" already; give the sensor's pose if they are not"
-                )
-            });
+            let text = format!(
+                "there is no tf, so the points of frame \"{}\" are taken as lying in the model's frame \
+                 \"{model_frame}\" as they are (its origin is on the ground below the vehicle); give the \
+                 sensor's pose if they do not",
+                shown(frame_id)
+            );
+            conditions.push(Condition::new(ConditionKind::AssumedPlace, text));
         }
         points.transform(&model_from_cloud);
-        let fixed_from_model = match self.ego(frame_id, stamp, &model_from_cloud) {
+        let ego = self.ego(frame_id, stamp, &model_from_cloud);
+        let fixed_from_model = match &ego {
             Ok((pose, fixed)) => {
-                self.fixed_frame = Some(fixed);
-                Some(pose)
+                self.fixed_frame = Some(fixed.clone());
+                Some(*pose)
             }
-            Err(error) => {
-                let sweeps = self.options.sweeps;
-                if sweeps > 1 && !stats.has_time_lag {
-                    self.warn_once("ego", || {
-                        format!(
-                            "the vehicle's pose at {stamp} is not known, so single sweeps are \
-                             used where {sweeps} were asked for: {error}"
-                        )
-                    });
-                }
-                None
-            }
+            Err(_) => None,
         };
+        conditions.extend(self.several_sensors(frame_id, stamp));
+        let wanted = self.options.sweeps;
+        let sensor = self.sensor(frame_id, stamp);
         let sweeps = if stats.has_time_lag {
-            1
+            time_lags(&points)
         } else {
-            points = self.densifier.push(stamp, points, fixed_from_model);
-            self.densifier.joined()
+            conditions.extend(sensor.plausibility.check(&points, &stats));
+            let joined;
+            (points, joined) = sensor.densifier.push(stamp, points, fixed_from_model);
+            match &ego {
+                Err(error) if wanted > 1 => conditions.push(Condition::new(
+                    ConditionKind::NoEgoMotion,
+                    format!(
+                        "the vehicle's pose is not known, so single sweeps are used where the model wants \
+                         {wanted}: {error}"
+                    ),
+                )),
+                _ => conditions.extend(self.options.sweep_conditions(&joined)),
+            }
+            joined.sweeps()
         };
+        if stats.has_time_lag && sweeps < wanted {
+            let text = format!("the cloud holds {sweeps} sweeps where the model wants {wanted}");
+            conditions.push(Condition::new(ConditionKind::FewSweeps, text));
+        }
+        conditions.sort_by_key(|condition| condition.kind);
         Ok(Frame {
             stamp,
             frame_id: model_frame,
@@ -399,16 +458,133 @@ impl FrameAssembler {
             fixed_from_model,
             sweeps,
             stats,
-            conditions: Vec::new(),
+            conditions,
+        })
+    }
+
+    /// What belongs to the sensor, which is made known where it is new.
+    fn sensor(&mut self, frame_id: &str, stamp: Stamp) -> &mut Sensor {
+        if !self.sensors.contains_key(frame_id) {
+            if self.sensors.len() >= MAX_SENSORS {
+                let oldest = self.sensors.iter().min_by_key(|(_, sensor)| sensor.last);
+                let oldest = oldest.map(|(name, _)| name.clone());
+                oldest.map(|name| self.sensors.remove(&name));
+            }
+            let options = &self.options;
+            let new = Sensor {
+                densifier: Densifier::new(SweepSettings {
+                    count: options.sweeps,
+                    period: options.sweep_period,
+                    max_age: options.max_sweep_age,
+                }),
+                plausibility: Plausibility::new(options.expect.clone()),
+                last: stamp,
+            };
+            self.sensors.insert(frame_id.to_owned(), new);
+        }
+        let sensor = self.sensors.get_mut(frame_id).expect("inserted just above");
+        sensor.last = stamp;
+        sensor
+    }
+
+    /// Whether another sensor sent on this topic a moment ago.
+    fn several_sensors(&self, frame_id: &str, stamp: Stamp) -> Option<Condition> {
+        let is_there = |sensor: &Sensor| stamp.seconds_since(sensor.last).abs() < SENSOR_MEMORY;
+        let others: Vec<String> = self
+            .sensors
+            .iter()
+            .filter(|(name, sensor)| *name != frame_id && is_there(sensor))
+            .map(|(name, _)| format!("\"{}\"", shown(name)))
+            .collect();
+        (!others.is_empty()).then(|| {
+            let text = format!(
+                "clouds of frames \"{}\" and {} come on one topic: each is joined with its own sweeps only, and \
+                 gives boxes of its own; read one sensor's topic, or put the clouds together before",
+                shown(frame_id),
+                others.join(", ")
+            );
+            Condition::new(ConditionKind::SeveralSensors, text)
         })
     }
 }
 
+impl InputOptions {
+    /// What is odd about how sweeps were joined.
+    fn sweep_conditions(&self, joined: &Joined) -> Option<Condition> {
+        let ages = || {
+            let ages: Vec<String> = joined.ages.iter().map(|age| format!("{age:.3}")).collect();
+            ages.join(", ")
+        };
+        if joined.is_short {
+            let text = format!(
+                "{} of {} sweeps: those before came too long ago, or without a pose; the model was trained on \
+                 sweeps {} s apart",
+                joined.sweeps(),
+                self.sweeps,
+                self.sweep_period
+            );
+            Some(Condition::new(ConditionKind::FewSweeps, text))
+        } else if joined.is_off_period {
+            let text = format!(
+                "the joined sweeps are {} s old, where the model was trained on sweeps {} s apart: was one \
+                 lost, or does the sensor turn at another rate?",
+                ages(),
+                self.sweep_period
+            );
+            Some(Condition::new(ConditionKind::SweepAge, text))
+        } else {
+            None
+        }
+    }
+}
+
+/// The stamp of a header that was never filled in.
+const NO_STAMP: Stamp = Stamp(0);
+
+fn stamp_or(stamp: Stamp, other: Stamp) -> Stamp {
+    if stamp == NO_STAMP { other } else { stamp }
+}
+
+/// tf1 wrote names with a leading slash.
+fn clean(frame_id: &str) -> &str {
+    frame_id.strip_prefix('/').unwrap_or(frame_id)
+}
+
+/// A name from outside, short and on one line.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 60;
+    let mut text: String = name.escape_debug().take(LONGEST).collect();
+    if name.escape_debug().count() > LONGEST {
+        text.push('…');
+    }
+    text
+}
+
+/// Different time lags of the points, which are those of sweeps.
+fn time_lags(points: &Points) -> usize {
+    /// More than any model takes: such lags are those of single points.
+    const MOST: usize = 256;
+    let mut lags = HashSet::new();
+    for point in points.iter() {
+        // As whole milliseconds: a sweep's points may differ by what a float rounds.
+        if lags.insert((point.time_lag * 1e3).round() as i32) && lags.len() == MOST {
+            break;
+        }
+    }
+    lags.len().max(1)
+}
+
+/// A message of a bag that was read and not yet used.
+enum Pending {
+    Cloud(i64, PointCloud2),
+    Tf(TfMessage, bool),
+}
+
 /// The frames of a bag, in the order of recording.
 ///
-/// Clouds before the first transform that could place them are skipped with a warning, since
-/// recordings often begin that way; [`skipped`](Frames::skipped) counts them. Everything else
-/// that keeps a cloud from becoming a frame is an error item, and iteration goes on behind it.
+/// Clouds before the first transform that could place them are skipped, since recordings often begin
+/// that way; [`skipped`](Frames::skipped) counts them. Everything else that keeps a cloud from
+/// becoming a frame is an error item, and iteration goes on behind it.
 pub struct Frames {
     path: PathBuf,
     topic: Topic,
@@ -416,7 +592,9 @@ pub struct Frames {
     static_topics: BTreeSet<String>,
     has_tf: bool,
     assembler: FrameAssembler,
+    pending: Option<Pending>,
     waiting: VecDeque<(i64, PointCloud2)>,
+    stamps: Stamps,
     /// Log time up to which the bag was read.
     reached: i64,
     ended: bool,
@@ -455,9 +633,8 @@ impl Frames {
         // in its turn. Damage comes up again, and is told, when the clouds are read.
         let mut known = Vec::new();
         for message in reader.messages(&statics).flatten() {
-            match TfMessage::decode(&message.data) {
-                Ok(tf) => known.push(tf),
-                Err(source) => return Err(undecodable(message, source)),
+            if let Ok(tf) = TfMessage::decode(&message.data) {
+                known.push(tf);
             }
         }
         for tf in known.iter().rev() {
@@ -471,8 +648,10 @@ impl Frames {
             messages: reader.messages(&wanted),
             static_topics: statics.iter().map(|name| (*name).to_owned()).collect(),
             has_tf: !moving.is_empty(),
+            stamps: Stamps::of(reader, &topic.name),
             topic,
             assembler,
+            pending: None,
             waiting: VecDeque::new(),
             reached: i64::MIN,
             ended: false,
@@ -502,32 +681,50 @@ impl Frames {
         self.skipped
     }
 
+    /// Why the last of them was skipped.
+    pub fn last_skip(&self) -> Option<&FrameError> {
+        self.last_skip.as_ref()
+    }
+
     /// Whether the first waiting cloud is to be used now.
     fn front_is_due(&self) -> bool {
         let Some((log_time, cloud)) = self.waiting.front() else {
             return false;
         };
+        let stamp = self.stamps.to_look_up(&cloud.header, *log_time);
         let wait = (self.assembler.options.tf_wait * 1e9) as i64;
         !self.has_tf
             || self.ended
             || self.waiting.len() > MAX_WAITING
             || self.reached.saturating_sub(*log_time) > wait
+            || self.pending_forgets(stamp)
             || !self
                 .assembler
-                .should_wait(&cloud.header.frame_id, cloud.header.stamp)
+                .should_wait(clean(&cloud.header.frame_id), stamp)
+    }
+
+    /// Whether the transforms that come next make tf forget those of `stamp`.
+    fn pending_forgets(&self, stamp: Stamp) -> bool {
+        match &self.pending {
+            Some(Pending::Tf(message, false)) => message
+                .transforms
+                .iter()
+                .any(|transform| self.assembler.tf.would_forget(transform, stamp)),
+            _ => false,
+        }
     }
 
     fn assemble(&mut self) -> Option<Result<Frame, FrameError>> {
-        let (_, cloud) = self.waiting.pop_front()?;
-        match self.assembler.push_cloud(&cloud) {
-            Ok(frame) => {
+        let (log_time, cloud) = self.waiting.pop_front()?;
+        let stamp = self.stamps.to_look_up(&cloud.header, log_time);
+        let conditions = self.stamps.condition.iter().cloned().collect();
+        match self.assembler.assemble(&cloud, stamp, conditions) {
+            Ok(mut frame) => {
                 self.placed_any = true;
+                self.stamps.make_unique(&mut frame, log_time);
                 Some(Ok(frame))
             }
             Err(error @ FrameError::Tf { .. }) if !self.placed_any => {
-                if self.skipped == 0 {
-                    tracing::warn!("skipped until tf is there: {error}");
-                }
                 self.skipped += 1;
                 self.last_skip = Some(error);
                 None
@@ -536,7 +733,7 @@ impl Frames {
         }
     }
 
-    /// Reads on by one message.
+    /// Reads one message on, which is then pending.
     fn advance(&mut self) -> Result<(), FrameError> {
         let Some(message) = self.messages.next() else {
             self.ended = true;
@@ -544,21 +741,87 @@ impl Frames {
         };
         let message = message?;
         self.reached = self.reached.max(message.log_time);
-        if *message.topic == *self.topic.name {
-            match PointCloud2::decode(&message.data) {
-                Ok(cloud) => self.waiting.push_back((message.log_time, cloud)),
-                Err(source) => return Err(undecodable(message, source)),
-            }
+        let pending = if *message.topic == *self.topic.name {
+            PointCloud2::decode(&message.data).map(|cloud| Pending::Cloud(message.log_time, cloud))
         } else {
-            match TfMessage::decode(&message.data) {
-                Ok(tf) => {
-                    let is_static = self.static_topics.contains(&*message.topic);
-                    self.assembler.push_tf(&tf, is_static);
-                }
-                Err(source) => return Err(undecodable(message, source)),
-            }
-        }
+            let is_static = self.static_topics.contains(&*message.topic);
+            TfMessage::decode(&message.data).map(|tf| Pending::Tf(tf, is_static))
+        };
+        self.pending = Some(pending.map_err(|source| undecodable(message, source))?);
         Ok(())
+    }
+}
+
+/// Which time stands for a cloud's stamp, and which stamps were given out.
+struct Stamps {
+    /// The log time, for all clouds of the bag.
+    by_log_time: bool,
+    /// Why.
+    condition: Option<Condition>,
+    given: HashSet<Stamp>,
+}
+
+impl Stamps {
+    /// Looks at the first clouds of the topic. What cannot be read there is told in its turn.
+    fn of(reader: &Reader, topic: &str) -> Self {
+        let (mut clouds, mut unset, mut different) = (0usize, 0usize, HashSet::new());
+        let messages = reader.messages(&[topic]).take(STAMPS_LOOKED_AT).flatten();
+        for cloud in messages.filter_map(|message| PointCloud2::decode(&message.data).ok()) {
+            clouds += 1;
+            unset += usize::from(cloud.header.stamp == NO_STAMP);
+            different.insert(cloud.header.stamp);
+        }
+        // A clock that starts at 0, as a simulator's, may well begin with one such stamp.
+        let condition = if unset > 1 {
+            let text = format!(
+                "{unset} of the first {clouds} clouds of {topic} bear the stamp 0, so the log time stands in for \
+                 the stamps: they are late by what the recording took; have the driver stamp its clouds"
+            );
+            Some(Condition::new(ConditionKind::NoStamp, text))
+        } else if different.len() < clouds {
+            let text = format!(
+                "the stamps of {topic} repeat (the first {clouds} clouds bear {} different ones), so the log \
+                 time stands in for them; are several sensors, or parts of a turn, recorded on one topic?",
+                different.len()
+            );
+            Some(Condition::new(ConditionKind::RepeatedStamp, text))
+        } else {
+            None
+        };
+        Stamps {
+            by_log_time: condition.is_some(),
+            condition,
+            given: HashSet::new(),
+        }
+    }
+
+    /// The time to look tf up at.
+    fn to_look_up(&self, header: &Header, log_time: i64) -> Stamp {
+        match self.by_log_time {
+            true => Stamp(log_time),
+            false => header.stamp,
+        }
+    }
+
+    /// Gives a frame whose stamp was there before another one.
+    fn make_unique(&mut self, frame: &mut Frame, log_time: i64) {
+        if self.given.insert(frame.stamp) {
+            return;
+        }
+        if !self.by_log_time {
+            let text = format!(
+                "the stamp {} was there before, so the log time stands in for it; was the recording made of \
+                 one that was played again and again?",
+                frame.stamp
+            );
+            let condition = Condition::new(ConditionKind::RepeatedStamp, text);
+            frame.conditions.push(condition);
+            frame.conditions.sort_by_key(|condition| condition.kind);
+        }
+        frame.stamp = Stamp(log_time);
+        while !self.given.insert(frame.stamp) {
+            frame.stamp.0 = frame.stamp.0.wrapping_add(1);
+        }
     }
 }
 
@@ -573,15 +836,21 @@ impl Iterator for Frames {
                     None => continue,
                 }
             }
-            if self.ended {
+            if self.ended && self.pending.is_none() {
                 // If nothing at all could be placed, that is not a matter of the first moments.
                 return match self.placed_any {
                     true => None,
                     false => self.last_skip.take().map(Err),
                 };
             }
-            if let Err(error) = self.advance() {
-                return Some(Err(error));
+            match self.pending.take() {
+                Some(Pending::Cloud(log_time, cloud)) => self.waiting.push_back((log_time, cloud)),
+                Some(Pending::Tf(tf, is_static)) => self.assembler.push_tf(&tf, is_static),
+                None => {
+                    if let Err(error) = self.advance() {
+                        return Some(Err(error));
+                    }
+                }
             }
         }
     }
@@ -772,6 +1041,240 @@ mod tests {
             assert_eq!(frame.sweeps, if i == 0 { 1 } else { 2 });
             assert_post(frame, i);
         }
+    }
+
+    fn kinds(frame: &Frame) -> Vec<ConditionKind> {
+        frame.conditions.iter().map(|c| c.kind).collect()
+    }
+
+    #[test]
+    fn a_pause_of_the_recording_costs_no_cloud_before_it() {
+        // The sensor's place comes at each cloud's own stamp; there is no odometry to wait for.
+        for pause in [2, 15, 100_000] {
+            let starts = [0, pause * 10, 2 * pause * 10];
+            let stamps = || {
+                starts
+                    .iter()
+                    .flat_map(|start| (0..3).map(move |i| start + i))
+            };
+            let write = |writer: &mut Writer| {
+                for i in stamps() {
+                    let lidar = tf("base_link", "lidar", i, [0.0, 0.0, 2.0]);
+                    writer.write("/tf", i * TENTH, &lidar).unwrap();
+                    let mut cloud = cloud(0);
+                    cloud.header.stamp = Stamp(i * TENTH);
+                    writer.write("/points", i * TENTH + 1, &cloud).unwrap();
+                }
+            };
+            let (_folder, frames) = frames(write, &options(2));
+            let frames: Vec<Frame> = frames.map(Result::unwrap).collect();
+            let expected: Vec<Stamp> = stamps().map(|i| Stamp(i * TENTH)).collect();
+            assert_eq!(frames.iter().map(|f| f.stamp).collect::<Vec<_>>(), expected);
+            assert!(frames.iter().all(|f| f.placement == Placement::Tf));
+        }
+    }
+
+    #[test]
+    fn a_clock_that_jumps_costs_no_cloud_that_waits() {
+        // The transforms' clock is set forward, and back again, while a cloud waits for odometry.
+        let write = |writer: &mut Writer| {
+            writer
+                .write("/tf", 0, &tf("base_link", "lidar", 0, [0.0, 0.0, 2.0]))
+                .unwrap();
+            writer.write("/points", 1, &cloud(0)).unwrap();
+            for (n, stamp) in [1, 100_000, 2].into_iter().enumerate() {
+                let lidar = tf("base_link", "lidar", stamp, [0.0, 0.0, 2.0]);
+                writer.write("/tf", 2 + n as i64, &lidar).unwrap();
+            }
+        };
+        let (_folder, frames) = frames(write, &options(2));
+        let frames: Vec<Frame> = frames.map(Result::unwrap).collect();
+        assert_eq!(frames.len(), 1);
+        assert_post(&frames[0], 0);
+    }
+
+    #[test]
+    fn stamps_that_are_of_no_use_give_way_to_the_log_time() {
+        let same = |stamp: fn(i64) -> i64| {
+            let write = move |writer: &mut Writer| {
+                writer.write("/tf_static", 0, &lidar()).unwrap();
+                for i in 1..7 {
+                    writer.write("/tf", i * TENTH, &ego("odom", i)).unwrap();
+                    let mut cloud = cloud(i);
+                    cloud.header.stamp = Stamp(stamp(i) * TENTH);
+                    writer.write("/points", i * TENTH, &cloud).unwrap();
+                }
+            };
+            let (_folder, frames) = frames(write, &options(2));
+            let frames: Vec<Frame> = frames.map(Result::unwrap).collect();
+            let stamps: Vec<i64> = frames.iter().map(|f| f.stamp.0 / TENTH).collect();
+            assert_eq!(stamps, [1, 2, 3, 4, 5, 6]);
+            // Placed and joined by that time, too.
+            for (i, frame) in (1..).zip(&frames) {
+                assert_eq!(frame.sweeps, if i == 1 { 1 } else { 2 });
+                assert_post(frame, i);
+            }
+            frames.iter().map(kinds).collect::<Vec<_>>()
+        };
+        assert_eq!(same(|i| i), [const { vec![] }; 6]);
+        assert_eq!(same(|_| 0), vec![[ConditionKind::NoStamp]; 6]);
+        assert_eq!(same(|i| i / 2 * 2), vec![[ConditionKind::RepeatedStamp]; 6]);
+        assert_eq!(same(|_| 77), vec![[ConditionKind::RepeatedStamp]; 6]);
+    }
+
+    #[test]
+    fn a_recording_of_one_that_was_played_twice_keeps_all_frames() {
+        let write = |writer: &mut Writer| {
+            for lap in 0..2 {
+                for i in 1..31 {
+                    let log_time = (lap * 100 + i) * TENTH;
+                    writer.write("/tf", log_time, &lidar_at(i)).unwrap();
+                    writer.write("/points", log_time, &cloud(i)).unwrap();
+                }
+            }
+        };
+        let (_folder, frames) = frames(write, &options(1));
+        let frames: Vec<Frame> = frames.map(Result::unwrap).collect();
+        assert_eq!(frames.len(), 60);
+        let different: HashSet<Stamp> = frames.iter().map(|f| f.stamp).collect();
+        assert_eq!(different.len(), 60);
+        assert!(frames[..30].iter().all(|f| kinds(f).is_empty()));
+        assert!(
+            frames[30..]
+                .iter()
+                .all(|f| kinds(f) == [ConditionKind::RepeatedStamp])
+        );
+        assert_eq!(frames[30].stamp, Stamp(101 * TENTH));
+    }
+
+    fn lidar_at(i: i64) -> TfMessage {
+        tf("base_link", "lidar", i, [0.0, 0.0, 2.0])
+    }
+
+    #[test]
+    fn clouds_without_a_stamp_are_placed_when_they_come() {
+        let mut assembler = FrameAssembler::new(options(2));
+        assembler.push_tf(&lidar(), true);
+        for i in 1..4 {
+            assembler.push_tf(&ego("odom", i), false);
+            let mut cloud = cloud(i);
+            cloud.header.stamp = Stamp(0);
+            let received = Stamp(i * TENTH);
+            assert!(!assembler.awaits_tf(&cloud.header, received));
+            assert!(assembler.awaits_tf(&cloud.header, Stamp((i + 1) * TENTH)));
+            let frame = assembler.push_received(&cloud, received).unwrap();
+            assert_eq!(frame.stamp, received);
+            assert_eq!(kinds(&frame), [ConditionKind::NoStamp]);
+            assert_eq!(frame.sweeps, if i == 1 { 1 } else { 2 });
+            assert_post(&frame, i);
+        }
+    }
+
+    #[test]
+    fn sweeps_of_several_sensors_on_one_topic_are_kept_apart() {
+        let mut assembler = FrameAssembler::new(options(2));
+        assembler.push_tf(&lidar(), true);
+        assembler.push_tf(&tf("base_link", "rear", 0, [0.0, 0.0, 2.0]), true);
+        for i in 0..4 {
+            assembler.push_tf(&ego("odom", i), false);
+            for sensor in ["lidar", "rear"] {
+                let mut cloud = cloud(i);
+                cloud.header.frame_id = sensor.into();
+                let frame = assembler.push_cloud(&cloud).unwrap();
+                assert_eq!(frame.sweeps, if i == 0 { 1 } else { 2 });
+                assert_eq!(frame.points.len(), frame.sweeps);
+                let alone = i == 0 && sensor == "lidar";
+                let expected: &[_] = if alone {
+                    &[]
+                } else {
+                    &[ConditionKind::SeveralSensors]
+                };
+                assert_eq!(kinds(&frame), expected);
+            }
+        }
+        // A name that changes once is no second sensor for long.
+        assembler.push_tf(&ego("odom", 30), false);
+        let frame = assembler.push_cloud(&cloud(30)).unwrap();
+        assert!(!kinds(&frame).contains(&ConditionKind::SeveralSensors));
+    }
+
+    #[test]
+    fn as_many_frame_names_as_one_likes_take_no_more_memory() {
+        let mut assembler = FrameAssembler::new(InputOptions::default());
+        for i in 0..1000 {
+            let mut cloud = cloud(i);
+            cloud.header.frame_id = format!("{}{i}", "x".repeat(5000));
+            let frame = assembler.push_cloud(&cloud).unwrap();
+            let longest = frame.conditions.iter().map(|c| c.text.len()).max();
+            assert!(longest.is_none_or(|length| length < 4000), "{longest:?}");
+        }
+        assert!(assembler.sensors.len() <= MAX_SENSORS);
+    }
+
+    #[test]
+    fn what_keeps_sweeps_from_being_joined_is_said_as_long_as_it_lasts() {
+        let mut assembler = FrameAssembler::new(options(2));
+        assembler.push_tf(&lidar(), true);
+        for i in 0..9 {
+            // Odometry fails for a while.
+            if !(3..6).contains(&i) {
+                assembler.push_tf(&ego("odom", i), false);
+            }
+            let frame = assembler.push_cloud(&cloud(i)).unwrap();
+            let expected: &[_] = match i {
+                3..6 => &[ConditionKind::NoEgoMotion],
+                6 => &[ConditionKind::FewSweeps],
+                _ => &[],
+            };
+            assert_eq!(kinds(&frame), expected, "{i}");
+        }
+    }
+
+    #[test]
+    fn a_joined_cloud_with_fewer_sweeps_than_the_model_wants_says_so() {
+        let points = |lags: &[f32]| {
+            let points = lags.iter().flat_map(|&time_lag| {
+                [0.0, 1.0, 2.0].map(|x| Point {
+                    x,
+                    time_lag,
+                    ..Default::default()
+                })
+            });
+            let header = Header {
+                stamp: Stamp(TENTH),
+                frame_id: "base_link".into(),
+            };
+            encode(&Points(points.collect()), header, true)
+        };
+        let mut assembler = FrameAssembler::new(options(3));
+        let full = assembler.push_cloud(&points(&[0.0, 0.1, 0.2])).unwrap();
+        assert_eq!((full.sweeps, kinds(&full)), (3, vec![]));
+        let few = assembler.push_cloud(&points(&[0.0, 0.1])).unwrap();
+        assert_eq!(
+            (few.sweeps, kinds(&few)),
+            (2, vec![ConditionKind::FewSweeps])
+        );
+    }
+
+    #[test]
+    fn a_transform_that_is_none_is_told_with_the_next_frame() {
+        let mut assembler = FrameAssembler::new(options(1));
+        assembler.push_tf(&lidar(), true);
+        let mut bad = lidar();
+        bad.transforms[0].transform.rotation = [0.0; 4];
+        assembler.push_tf(&bad, true);
+        let frame = assembler.push_cloud(&cloud(0)).unwrap();
+        assert_eq!(kinds(&frame), [ConditionKind::InvalidTransform]);
+        let frame = assembler.push_cloud(&cloud(1)).unwrap();
+        assert_eq!(kinds(&frame), []);
+    }
+
+    #[test]
+    fn a_cloud_that_is_taken_as_it_is_says_so() {
+        let mut assembler = FrameAssembler::new(options(1));
+        let frame = assembler.push_cloud(&cloud(0)).unwrap();
+        assert_eq!(kinds(&frame), [ConditionKind::AssumedPlace]);
+        assert!(frame.conditions[0].text.contains("\"lidar\""));
     }
 
     #[test]

@@ -41,6 +41,9 @@ pub struct DecodeStats {
     pub ring: Option<String>,
     /// Whether the cloud carries `time_lag`, that is, holds several sweeps already.
     pub has_time_lag: bool,
+    /// The bytes were read in the other order than `is_bigendian` says: in the one that it says, the
+    /// positions make no sense.
+    pub other_byte_order: bool,
 }
 
 /// Why a message is no cloud that can be read.
@@ -51,10 +54,12 @@ pub enum CloudError {
     #[error("field \"{field}\" has datatype {datatype}, which PointField does not define (1 to 8)")]
     Datatype { field: String, datatype: u8 },
     #[error(
-        "field \"{field}\" takes bytes {offset} to {end} of a point, but point_step is {point_step}"
+        "field \"{field}\" of {count} elements takes bytes {offset} to {end} of a point, but point_step is \
+         {point_step}"
     )]
     FieldOutside {
         field: String,
+        count: u32,
         offset: u32,
         end: u64,
         point_step: u32,
@@ -188,6 +193,60 @@ struct Layout {
     time_lag: Option<Access>,
 }
 
+impl Layout {
+    fn turn_byte_order(&mut self) {
+        let others = [&mut self.intensity, &mut self.ring, &mut self.time_lag];
+        let others = others.into_iter().flatten();
+        for access in self.position.iter_mut().chain(others) {
+            access.big_endian = !access.big_endian;
+        }
+    }
+}
+
+/// Whether the positions make no sense in the byte order that the cloud states, but do in the other
+/// one: some simulators set `is_bigendian` on data that is not.
+///
+/// In the wrong order a float's last byte becomes part of its exponent, so values are spread over 76
+/// orders of magnitude. Integers are not looked at: they make sense either way.
+fn wants_other_byte_order(cloud: &PointCloud2, row_step: usize, layout: &Layout) -> bool {
+    const SAMPLES: usize = 256;
+    /// Of fewer points nothing can be said.
+    const LEAST: u32 = 8;
+    /// A share of sensible points below this is nonsense, above [`SENSE`] it is sense.
+    const NONSENSE: f64 = 0.5;
+    const SENSE: f64 = 0.9;
+    let is_float = |access: &Access| matches!(access.kind, Kind::F32 | Kind::F64);
+    if !layout.position.iter().all(is_float) {
+        return false;
+    }
+    let turned = layout.position.map(|access| Access {
+        big_endian: !access.big_endian,
+        ..access
+    });
+    let is_sensible = |v: &f64| *v == 0.0 || (1e-5..1e5).contains(&v.abs());
+    let (width, step) = (cloud.width as usize, cloud.point_step as usize);
+    let total = width * cloud.height as usize;
+    let (mut seen, mut stated, mut other) = (0u32, 0u32, 0u32);
+    for index in (0..total).step_by((total / SAMPLES).max(1)) {
+        let at = index / width * row_step + index % width * step;
+        let bytes = &cloud.data[at..][..step];
+        let as_stated = layout.position.map(|access| access.read(bytes));
+        let as_other = turned.map(|access| access.read(bytes));
+        // Missing returns are not finite or the origin; they say nothing.
+        let is_missing = |point: &[f64; 3]| {
+            point.iter().any(|v| !v.is_finite()) || point.iter().all(|v| *v == 0.0)
+        };
+        if is_missing(&as_stated) || is_missing(&as_other) {
+            continue;
+        }
+        seen += 1;
+        stated += u32::from(as_stated.iter().all(is_sensible));
+        other += u32::from(as_other.iter().all(is_sensible));
+    }
+    let share = |count: u32| f64::from(count) / f64::from(seen.max(1));
+    seen >= LEAST && share(stated) < NONSENSE && share(other) > SENSE
+}
+
 /// Checks a field against `point_step` and against those checked before it.
 fn access<'a>(
     cloud: &'a PointCloud2,
@@ -198,11 +257,17 @@ fn access<'a>(
         return Ok(None);
     };
     let kind = Kind::of(field)?;
+    let end_of = |count: u64| u64::from(field.offset) + count * kind.size() as u64;
     let count = u64::from(field.count.max(1));
-    let end = u64::from(field.offset) + count * kind.size() as u64;
+    // Some simulators write the number of points where the number of elements in a point belongs.
+    // Only the first element is read, so that does no harm.
+    let points = u64::from(cloud.width) * u64::from(cloud.height);
+    let is_points = count > 1 && [points, u64::from(cloud.width)].contains(&count);
+    let end = end_of(if is_points { 1 } else { count });
     if end > u64::from(cloud.point_step) {
         return Err(CloudError::FieldOutside {
             field: field.name.clone(),
+            count: field.count,
             offset: field.offset,
             end,
             point_step: cloud.point_step,
@@ -258,8 +323,11 @@ fn choose<'a>(
 /// Bytes from one row to the next, after checking that all rows are there.
 fn check_size(cloud: &PointCloud2) -> Result<usize, CloudError> {
     let row = u64::from(cloud.width) * u64::from(cloud.point_step);
-    let step = if cloud.height <= 1 {
-        // With one row row_step says nothing, and some drivers leave it 0.
+    let without_padding = u128::from(row) * u128::from(cloud.height);
+    let step = if cloud.height <= 1 || cloud.data.len() as u128 == without_padding {
+        // With one row row_step says nothing, and where the data are just as long as the points
+        // take, there is no padding, whatever it says: some drivers leave it 0, others write the
+        // length of all rows.
         row
     } else if u64::from(cloud.row_step) < row {
         return Err(CloudError::RowStep {
@@ -311,18 +379,24 @@ pub fn decode_with_stats(
         Some(name) => access(cloud, name, used),
         None => Ok(None),
     };
-    let layout = Layout {
+    let mut layout = Layout {
         position,
         intensity: optional(intensity)?,
         ring: optional(ring)?,
         time_lag: optional(Some(TIME_LAG))?,
     };
     let row_step = check_size(cloud)?;
+    let other_byte_order = wants_other_byte_order(cloud, row_step, &layout);
+    if other_byte_order {
+        layout.turn_byte_order();
+    }
+    let position = layout.position;
     let mut stats = DecodeStats {
         total: cloud.width as usize * cloud.height as usize,
         intensity: intensity.map(str::to_owned),
         ring: ring.map(str::to_owned),
         has_time_lag: layout.time_lag.is_some(),
+        other_byte_order,
         ..Default::default()
     };
     let points = if position.iter().all(|access| access.is_plain_f32()) {
@@ -711,6 +785,7 @@ mod tests {
             error(&cloud),
             CloudError::FieldOutside {
                 field: "z".into(),
+                count: 1,
                 offset: 9,
                 end: 13,
                 point_step: 12
@@ -768,6 +843,88 @@ mod tests {
         cloud.row_step = 40;
         cloud.data = vec![0; 76];
         assert_eq!(decode(&cloud, &DecodeOptions::default()).unwrap().len(), 6);
+    }
+
+    #[test]
+    fn rows_without_padding_need_no_row_step_that_is_right() {
+        for row_step in [0, 1, 24, 72, u32::MAX] {
+            let mut cloud = xyz(12, 3);
+            cloud.height = 2;
+            cloud.data = vec![0; 72];
+            cloud.row_step = row_step;
+            let points = decode(&cloud, &DecodeOptions::default()).unwrap();
+            assert_eq!(points.len(), 6, "{row_step}");
+            // With one byte more the length has several meanings.
+            cloud.data.push(0);
+            cloud.row_step = 0;
+            assert!(matches!(error(&cloud), CloudError::RowStep { .. }));
+        }
+    }
+
+    #[test]
+    fn a_count_that_is_the_number_of_points_is_one_element() {
+        for (width, height) in [(3, 1), (3, 2), (400, 1)] {
+            let mut cloud = xyz(12, width * height);
+            (cloud.width, cloud.height) = (width, height);
+            for field in &mut cloud.fields {
+                field.count = width * height;
+            }
+            let points = decode(&cloud, &DecodeOptions::default()).unwrap();
+            assert_eq!(points.len(), (width * height) as usize);
+            cloud.fields[1].count = width * height + 1;
+            let text = error(&cloud).to_string();
+            let named = text.contains("\"y\"");
+            assert!(named, "{text}");
+        }
+    }
+
+    /// Points on a spiral, as three floats each, in the given byte order.
+    fn spiral(big_endian: bool) -> PointCloud2 {
+        let mut cloud = xyz(12, 200);
+        let values = (0..200).flat_map(|i| {
+            let angle = i as f32 * 0.1;
+            [angle * angle.cos(), angle * angle.sin(), -1.8]
+        });
+        cloud.data = values
+            .flat_map(|v| match big_endian {
+                true => v.to_be_bytes(),
+                false => v.to_le_bytes(),
+            })
+            .collect();
+        cloud
+    }
+
+    #[test]
+    fn a_byte_order_that_makes_nonsense_is_turned_and_said() {
+        let read = |cloud: &PointCloud2| decode_with_stats(cloud, &Default::default()).unwrap();
+        let (expected, stats) = read(&spiral(false));
+        assert!(!stats.other_byte_order);
+        for data in [false, true] {
+            let mut cloud = spiral(data);
+            for flag in [false, true] {
+                cloud.is_bigendian = flag;
+                let (points, stats) = read(&cloud);
+                assert_eq!(points, expected);
+                assert_eq!(stats.other_byte_order, flag != data);
+            }
+        }
+    }
+
+    #[test]
+    fn positions_that_are_far_or_missing_do_not_turn_the_byte_order() {
+        let mut cloud = spiral(false);
+        // As an organised cloud has them: most returns are missing.
+        for point in cloud.data.chunks_exact_mut(12).skip(20) {
+            point[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        }
+        let (points, stats) = decode_with_stats(&cloud, &Default::default()).unwrap();
+        assert_eq!((points.len(), stats.other_byte_order), (20, false));
+        // In metres from the origin of a map projection.
+        for point in cloud.data.chunks_exact_mut(12) {
+            point[..4].copy_from_slice(&4_512_345.5f32.to_le_bytes());
+        }
+        let (_, stats) = decode_with_stats(&cloud, &Default::default()).unwrap();
+        assert!(!stats.other_byte_order);
     }
 
     #[test]

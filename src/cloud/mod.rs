@@ -5,6 +5,7 @@
 //! | [`decode()`], [`encode()`] | bytes to points and back, bytes in and values out |
 //! | [`tf`] | the tree of frames over time |
 //! | [`condition`] | what makes a frame's result worse than it could be |
+//! | [`plausibility`] | whether a cloud looks like what the model was trained on |
 //! | [`sweeps`] | joins the last sweeps in the frame of the newest |
 //! | [`frames`] | all of it together: what a bag or a node feeds to the detector |
 //!
@@ -23,6 +24,7 @@
 
 pub mod condition;
 pub mod frames;
+pub mod plausibility;
 pub mod sweeps;
 pub mod tf;
 

@@ -185,6 +185,24 @@ impl TfBuffer {
         Ok(())
     }
 
+    /// Whether taking in this transform, which is no static one, makes the buffer forget what it knows
+    /// of its frame at `stamp`.
+    pub fn would_forget(&self, transform: &TransformStamped, stamp: Stamp) -> bool {
+        let new = transform.header.stamp;
+        let Some(track) = self.tracks.get(clean(&transform.child_frame_id)) else {
+            return false;
+        };
+        let Some((newest, _)) = track.samples.back() else {
+            return false;
+        };
+        if track.is_static || track.parent != clean(&transform.header.frame_id) {
+            return true;
+        }
+        let age = |newer: Stamp, older: Stamp| newer.0.saturating_sub(older.0);
+        age(*newest, new) > self.cache
+            || (age(new, stamp) > self.cache && age(*newest, stamp) <= self.cache)
+    }
+
     /// The pose that maps coordinates in `source` to `target` at `stamp`.
     pub fn lookup(&self, target: &str, source: &str, stamp: Stamp) -> Result<Pose, TfError> {
         let (target, source) = (clean(target), clean(source));

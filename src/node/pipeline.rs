@@ -502,16 +502,16 @@ impl Shared {
         let patience = arrived.at + TRANSFORM_PATIENCE;
         let header = arrived.cloud.header.clone();
         self.feed_transforms(assembler);
-        if assembler.awaits_tf(&header) {
+        if assembler.awaits_tf(&header, header.stamp) {
             if waits.may_wait() {
-                while assembler.awaits_tf(&header)
+                while assembler.awaits_tf(&header, header.stamp)
                     && Instant::now() < patience
                     && !self.stopping.load(Ordering::Relaxed)
                 {
                     std::thread::sleep(Duration::from_millis(2));
                     self.feed_transforms(assembler);
                 }
-                waits.ended(!assembler.awaits_tf(&header));
+                waits.ended(!assembler.awaits_tf(&header, header.stamp));
             }
         } else {
             waits.ended(true);
