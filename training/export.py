@@ -37,6 +37,7 @@ grid:
   max_points: {max_points}
   decorations: [cluster_xyz, centre_xy]
   downsample: {downsample}
+  ground: 0.0                 # height of the ground in the frame above
 head:
   heatmap: logit
   dim_scale: log

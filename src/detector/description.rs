@@ -14,6 +14,9 @@ use crate::files;
 /// The `format` that this crate writes and reads.
 pub const FORMAT: u32 = 1;
 
+/// Metres that the ground may lie below the grid.
+const MOST_BELOW_GRID: f32 = 10.0;
+
 /// A model and everything needed to run it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -194,6 +197,10 @@ pub struct PointInput {
     /// Factor on the sensor's intensity before the encoder sees it.
     #[serde(default = "one")]
     pub intensity_scale: f32,
+    /// Largest intensity in the training data, before [`intensity_scale`](Self::intensity_scale): a sensor whose
+    /// intensities are of another scale is told by it. Not looked at without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intensity_max: Option<f32>,
     /// Sweeps joined into one cloud; the newest counts.
     #[serde(default = "one_sweep")]
     pub sweeps: usize,
@@ -265,6 +272,10 @@ pub struct GridSpec {
     pub decorations: Vec<Decoration>,
     /// Pillars per cell of the head maps, along each axis.
     pub downsample: usize,
+    /// Height of the ground in the model's frame, metres: a cloud whose ground lies elsewhere is told by it. Not
+    /// looked at without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ground: Option<f32>,
 }
 
 /// How the head's maps are to be read. Families of exporters differ in every one of these.
@@ -578,6 +589,20 @@ impl ModelDescription {
                 ),
             );
         }
+        if let Some(max) = self.points.intensity_max {
+            if !(max.is_finite() && max > 0.0) {
+                return fail(
+                    "points.intensity_max",
+                    format!("is {max}; the largest intensity of the training data is above 0"),
+                );
+            }
+            if !self.points.features.contains(&PointFeature::Intensity) {
+                return fail(
+                    "points.intensity_max",
+                    "is given, but `points.features` does not list intensity".into(),
+                );
+            }
+        }
         if self.points.sweeps == 0 {
             return fail("points.sweeps", "is 0; 1 is a single sweep".into());
         }
@@ -619,6 +644,19 @@ impl ModelDescription {
                 return fail(
                     "grid.pillar",
                     format!("of {pillar} m makes {cells} pillars along {name}; 16384 is the limit"),
+                );
+            }
+        }
+        if let Some(ground) = grid.ground {
+            // Below the grid it may lie: some models have the ground cut off.
+            let (min, max) = (grid.min[2], grid.max[2]);
+            if !(ground < max && ground > min - MOST_BELOW_GRID) {
+                return fail(
+                    "grid.ground",
+                    format!(
+                        "is {ground} m, but the grid goes from {min} to {max} m along z; give the height of the \
+                         ground in the model's frame"
+                    ),
                 );
             }
         }
@@ -803,6 +841,31 @@ mod tests {
             ("[1.0, 1.0]", "[1.0e-9, 1.0]", "`grid.pillar`"),
             ("max: [4.0, 4.0", "max: [-5.0, 4.0", "`grid`"),
             ("max_points: 4", "max_points: 0", "`grid`"),
+            (
+                "[x, y, z, time_lag]",
+                "[x, y, z, intensity], intensity_max: 0.0",
+                "`points.intensity_max`",
+            ),
+            (
+                "time_lag] }",
+                "time_lag], intensity_max: 255.0 }",
+                "`points.intensity_max`",
+            ),
+            (
+                "downsample: 2",
+                "downsample: 2\n  ground: 2.0",
+                "`grid.ground`",
+            ),
+            (
+                "downsample: 2",
+                "downsample: 2\n  ground: .nan",
+                "`grid.ground`",
+            ),
+            (
+                "downsample: 2",
+                "downsample: 2\n  ground: -1800.0",
+                "`grid.ground`",
+            ),
             ("downsample: 2", "downsample: 3", "`grid.downsample`"),
             ("downsample: 2", "downsample: 0", "`grid.downsample`"),
             ("peak_kernel: 3", "peak_kernel: 5", "`post.peak_kernel`"),
