@@ -28,14 +28,13 @@ pub struct InputArgs {
 impl InputArgs {
     /// How frames for this model are put together.
     pub fn options(&self, model: &ModelDescription) -> InputOptions {
-        let frame = self.model_frame.as_ref().unwrap_or(&model.frame);
+        let of_model = model.input_options();
         InputOptions {
             topic: self.topic.clone(),
-            model_frame: Some(frame.clone()),
+            model_frame: self.model_frame.clone().or(of_model.model_frame),
             sensor_pose: self.sensor_pose.map(|pose| pose.0),
             fixed_frame: self.fixed_frame.clone(),
-            sweeps: model.points.sweeps,
-            ..InputOptions::default()
+            ..of_model
         }
     }
 

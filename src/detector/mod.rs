@@ -17,6 +17,7 @@
 
 pub mod decode;
 pub mod description;
+mod input;
 pub mod kernels;
 pub mod nms;
 pub mod runtime;

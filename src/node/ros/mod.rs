@@ -193,14 +193,14 @@ pub fn run() -> Result<(), NodeError> {
         engine.info.bytes,
         model_file.display()
     );
+    let of_model = description.input_options();
     let input = InputOptions {
         model_frame: Some(settings.input_model_frame.clone())
             .filter(|frame| !frame.is_empty())
-            .or_else(|| Some(description.frame.clone())),
+            .or(of_model.model_frame),
         sensor_pose: settings.input_sensor_pose,
         fixed_frame: Some(settings.input_fixed_frame.clone()).filter(|frame| !frame.is_empty()),
-        sweeps: description.points.sweeps,
-        ..Default::default()
+        ..of_model
     };
     let ros_home = ros_home();
     let name = node.fully_qualified_name().unwrap_or_default();
