@@ -74,9 +74,11 @@ pub struct Densifier {
     settings: SweepSettings,
     /// Newest first.
     history: VecDeque<Sweep>,
-    /// Stamp of the first sweep since the last [`reset`](Self::reset).
+    /// Stamp of the first sweep since the last [`reset`](Self::reset) or the last pause.
     first: Option<Stamp>,
     last: Option<Stamp>,
+    /// The last sweep was the first one, or came after a pause.
+    after_pause: bool,
 }
 
 impl Densifier {
@@ -89,6 +91,7 @@ impl Densifier {
             history: VecDeque::new(),
             first: None,
             last: None,
+            after_pause: true,
         }
     }
 
@@ -97,6 +100,7 @@ impl Densifier {
         self.history.clear();
         self.first = None;
         self.last = None;
+        self.after_pause = true;
     }
 
     /// Takes in the newest sweep, in the model's frame at `stamp`, and the pose of that frame in
@@ -118,12 +122,22 @@ impl Densifier {
         if self.last.is_some_and(|last| stamp < last) {
             self.reset();
         }
-        self.last = Some(stamp);
+        let settings = self.settings;
+        // Half a tolerance more than the horizon, so that a sweep of just that age is there.
+        let slack = 0.5 * SweepSettings::TOLERANCE * settings.period;
+        let horizon = settings.horizon();
+        // Behind a pause all begins anew; a sensor that pauses after every sweep is too slow.
+        if let Some(last) = self.last.replace(stamp) {
+            let pauses = stamp.seconds_since(last) > horizon + slack;
+            if pauses && !self.after_pause {
+                self.first = None;
+            }
+            self.after_pause = pauses;
+        }
         let first = *self.first.get_or_insert(stamp);
         for point in &mut points.0 {
             point.time_lag = 0.0;
         }
-        let settings = self.settings;
         let older = settings.count.saturating_sub(1);
         if older == 0 {
             return (points, Joined::default());
@@ -131,9 +145,6 @@ impl Densifier {
         let Some(fixed_from_model) = fixed_from_model else {
             return (points, Joined::default());
         };
-        // Half a tolerance more than the horizon, so that a sweep of just that age is there.
-        let slack = 0.5 * SweepSettings::TOLERANCE * settings.period;
-        let horizon = settings.horizon();
         self.history.retain(|sweep| {
             sweep.stamp < stamp && stamp.seconds_since(sweep.stamp) <= horizon + slack
         });
@@ -327,6 +338,15 @@ mod tests {
         let last = joined(3, [0.0, 0.2]);
         assert_ages(&last, &[0.2]);
         assert!(last.is_short && !last.is_off_period);
+    }
+
+    #[test]
+    fn behind_a_pause_all_begins_anew() {
+        let scenes = |n: usize| [0.0, 0.1, 0.2, 9.0, 9.1, 9.2, 20.0].into_iter().take(n);
+        assert!((1..=7).all(|n| !joined(2, scenes(n)).is_short));
+        assert_ages(&joined(2, scenes(4)), &[]);
+        // One sweep every other second is no pause.
+        assert!(joined(2, [0.0, 2.0]).is_short);
     }
 
     #[test]
