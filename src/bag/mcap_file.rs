@@ -1,11 +1,11 @@
-//! One MCAP file, read front to back with one chunk in memory at a time.
+//! One MCAP file, taken apart into pieces that can be had in order of log time.
 //!
 //! Records are framed here, not by the `mcap` crate's readers, for three reasons: errors name
 //! the offset they were met at, a file that breaks off still yields every whole message before
 //! the break, and no length from the file is believed before it is held against the file's size.
 //! Record bodies are parsed by the crate.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use super::reader::{BagError, RawMessage, Selection, Topic};
 /// A record's opcode and length.
 const FRAME: u64 = 9;
 const FOOTER_BODY: u64 = 20;
+/// Start, end and unpacked size at the beginning of a chunk.
+const CHUNK_TIMES: u64 = 24;
 /// Channel, sequence, log time and publish time before a message's data.
 const MESSAGE_HEADER: usize = 22;
 /// No sane chunk unpacks to more; a larger claim is a broken or hostile file.
@@ -34,6 +36,16 @@ pub(super) struct McapFile {
     at: u64,
     len: u64,
     summary: Option<Summary>,
+    selection: Selection,
+    channels: HashMap<u16, Channel>,
+    /// Whether `channels` holds all there are.
+    all_channels: bool,
+    /// Channels that messages name and nothing defines, so that each is told once.
+    undefined: HashSet<u16>,
+    /// Where the record lies that the end of the file cuts off.
+    cut_at: Option<u64>,
+    /// What has been met so far, for files whose index does not say.
+    seen: Option<Summary>,
 }
 
 /// What the index at the end of a complete file says.
@@ -43,10 +55,67 @@ struct Summary {
     channels: HashMap<u16, mcap::records::Channel>,
     counts: HashMap<u16, u64>,
     has_counts: bool,
-    /// Channels that have messages in the chunk at an offset; only where the file says so.
-    chunk_channels: HashMap<u64, Vec<u16>>,
+    /// The chunks by their offsets.
+    chunks: HashMap<u64, IndexedChunk>,
     times: Option<(i64, i64)>,
 }
+
+struct IndexedChunk {
+    start: i64,
+    end: i64,
+    /// Length of the chunk's record, and of the message indexes behind it.
+    length: u64,
+    index_length: u64,
+    size: u64,
+    /// Channels that have messages in it; empty where the file does not say so.
+    channels: Vec<u16>,
+}
+
+#[derive(Clone)]
+struct Channel {
+    topic: Arc<str>,
+    wanted: bool,
+    /// The encoding, where it is not one that can be read.
+    foreign: Option<String>,
+}
+
+/// A stretch of a file whose messages can be had in order of log time.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// Log time of its earliest message. What a chunk says of itself, so not to be relied on.
+    pub start: i64,
+    pub offset: u64,
+    pub kind: PieceKind,
+}
+
+#[derive(Debug)]
+pub(super) enum PieceKind {
+    /// A chunk that unpacks to `size` bytes, by what it says of itself.
+    Chunk { size: u64 },
+    /// Messages outside of chunks that lie in order already, up to the offset `end`.
+    Run { end: u64 },
+}
+
+/// A file taken apart.
+pub(super) struct Plan {
+    /// In file order.
+    pub pieces: Vec<Piece>,
+    pub errors: Vec<BagError>,
+    /// What is to be told behind all messages: where the file is cut off.
+    pub cut: Option<BagError>,
+}
+
+/// An unpacked chunk.
+pub(super) struct Chunk {
+    pub records: Vec<u8>,
+    /// Why it is not all there.
+    damage: Option<String>,
+    /// Whether the file ends within it, which the plan tells.
+    cut: bool,
+}
+
+/// Log time of a message and its place in the chunk.
+pub(super) type Entry = (i64, u32);
 
 impl McapFile {
     pub fn open(data: &Path, path: &Path) -> Result<Self, BagError> {
@@ -85,51 +154,6 @@ impl McapFile {
         Ok(this)
     }
 
-    /// First and last log time, where the file has an index.
-    pub fn times(&self) -> Option<(i64, i64)> {
-        self.summary.as_ref()?.times
-    }
-
-    /// The topics of the file: from its index, or by reading all of it where it has none (as
-    /// when the recorder was killed).
-    pub fn topics(&mut self) -> Result<Vec<Topic>, BagError> {
-        if self.summary.is_none() {
-            tracing::warn!(
-                file = %self.path.display(),
-                "no index at the end of the file (was the recording cut off?); reading all of it"
-            );
-            self.summary = Some(self.scan()?);
-        }
-        let summary = self.summary.as_ref().expect("set just above");
-        Ok(summary
-            .channels
-            .values()
-            .map(|channel| Topic {
-                name: channel.topic.clone(),
-                type_name: summary
-                    .schemas
-                    .get(&channel.schema_id)
-                    .cloned()
-                    .unwrap_or_default(),
-                count: summary
-                    .has_counts
-                    .then(|| summary.counts.get(&channel.id).copied().unwrap_or(0)),
-            })
-            .collect())
-    }
-
-    fn scan(&self) -> Result<Summary, BagError> {
-        let again = McapFile::open_unchecked(&self.data, &self.path)?;
-        let mut messages = again.messages(Selection::Nothing);
-        for error in messages.by_ref().filter_map(Result::err) {
-            tracing::warn!("{error}");
-        }
-        Ok(Summary {
-            has_counts: true,
-            ..messages.seen
-        })
-    }
-
     fn open_unchecked(data: &Path, path: &Path) -> Result<Self, BagError> {
         let file = File::open(data).map_err(BagError::io(path))?;
         let len = file.metadata().map_err(BagError::io(path))?.len();
@@ -140,26 +164,92 @@ impl McapFile {
             at: 0,
             len,
             summary: None,
+            selection: Selection::Nothing,
+            channels: HashMap::new(),
+            all_channels: false,
+            undefined: HashSet::new(),
+            cut_at: None,
+            seen: None,
         })
     }
 
-    pub fn messages(self, selection: Selection) -> McapMessages {
-        let mut messages = McapMessages {
-            position: MAGIC.len() as u64,
-            chunk: None,
-            channels: HashMap::new(),
-            seen: Summary::default(),
-            done: false,
-            selection,
-            source: self,
+    /// First and last log time, where the file has an index.
+    pub fn times(&self) -> Option<(i64, i64)> {
+        let summary = self.summary.as_ref()?;
+        let chunks = || {
+            let filled = summary.chunks.values().filter(|c| (c.start, c.end) != (0, 0));
+            filled
+                .map(|chunk| (chunk.start, chunk.end))
+                .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
         };
-        if let Some(summary) = messages.source.summary.take() {
-            for channel in summary.channels.values() {
-                messages.add_channel(channel.clone());
+        summary.times.or_else(chunks)
+    }
+
+    /// Log time of the first message by what records say of themselves: found without unpacking
+    /// any.
+    pub fn start(&mut self) -> Option<i64> {
+        let plan = self.plan(&Selection::All).ok()?;
+        plan.pieces.iter().map(|piece| piece.start).min()
+    }
+
+    /// Whether the index names all topics.
+    pub fn has_index(&self) -> bool {
+        self.summary.as_ref().is_some_and(Summary::is_complete)
+    }
+
+    /// The topics of the file: from its index, or by reading all of it where it has none (as
+    /// when the recorder was killed).
+    pub fn topics(&mut self) -> Result<Vec<Topic>, BagError> {
+        if !self.has_index() {
+            if self.summary.is_none() {
+                tracing::warn!(
+                    "{}: no index at the end of the file (was the recording cut off?); reading \
+                     all of it",
+                    self.path.display()
+                );
             }
-            messages.source.summary = Some(summary);
+            let (summary, errors) = self.scan()?;
+            for error in errors {
+                tracing::warn!("{error}");
+            }
+            self.summary = Some(summary);
         }
-        messages
+        let summary = self.summary.as_ref().expect("read or set just above");
+        Ok(summary
+            .channels
+            .values()
+            .map(|channel| Topic {
+                encoding: foreign(&channel.message_encoding),
+                count: summary
+                    .has_counts
+                    .then(|| summary.counts.get(&channel.id).copied().unwrap_or(0)),
+                ..Topic::new(
+                    &channel.topic,
+                    summary.schemas.get(&channel.schema_id).map_or("", |name| name),
+                )
+            })
+            .collect())
+    }
+
+    /// Reads all of the file for what an index would say.
+    fn scan(&self) -> Result<(Summary, Vec<BagError>), BagError> {
+        let mut again = McapFile::open_unchecked(&self.data, &self.path)?;
+        again.all_channels = true;
+        again.seen = Some(Summary {
+            has_counts: true,
+            ..Summary::default()
+        });
+        let plan = again.plan(&Selection::Nothing)?;
+        let mut errors = plan.errors;
+        for piece in plan.pieces {
+            match again.load(piece.offset) {
+                Ok(chunk) => errors.extend(again.entries(piece.offset, &chunk).1),
+                Err(error @ BagError::Io { .. }) => return Err(error),
+                Err(error) => errors.push(error),
+            }
+        }
+        errors.extend(plan.cut);
+        Ok((again.seen.unwrap_or_default(), errors))
     }
 
     fn corrupt(&self, offset: u64, reason: String) -> BagError {
@@ -245,6 +335,360 @@ impl McapFile {
         }
         (!summary.channels.is_empty() || summary.has_counts).then_some(summary)
     }
+
+    /// Takes the file apart. Chunks that the index names are passed over; elsewhere the frames of
+    /// all records are read, and the times at the beginning of chunks and messages.
+    pub fn plan(&mut self, selection: &Selection) -> Result<Plan, BagError> {
+        self.selection = selection.clone();
+        self.channels.clear();
+        self.undefined.clear();
+        if let Some(summary) = self.summary.take() {
+            for channel in summary.channels.values() {
+                self.add_channel(channel);
+            }
+            self.all_channels |= summary.is_complete();
+            self.summary = Some(summary);
+        }
+        let mut plan = Plan {
+            pieces: Vec::new(),
+            errors: Vec::new(),
+            cut: None,
+        };
+        // The run that the next message may continue, by the time of its last message.
+        let mut run: Option<i64> = None;
+        let mut offset = MAGIC.len() as u64;
+        loop {
+            if let Some((piece, next)) = self.indexed(offset)? {
+                plan.pieces.extend(piece);
+                run = None;
+                offset = next;
+                continue;
+            }
+            let Some((opcode, length)) = self.read_frame(offset)? else {
+                plan.cut = Some(
+                    self.corrupt(
+                        offset,
+                        "it ends here without an end record; the recording was cut off, and what \
+                         followed is not known"
+                            .into(),
+                    ),
+                );
+                break;
+            };
+            if matches!(opcode, op::DATA_END | op::FOOTER) {
+                break;
+            }
+            let body_at = offset + FRAME;
+            let available = self.len - body_at;
+            let cut = length > available;
+            let next = body_at.saturating_add(length);
+            if cut {
+                self.cut_at = Some(offset);
+                let what = match opcode {
+                    op::CHUNK => "chunk",
+                    op::MESSAGE => "message",
+                    _ => "record",
+                };
+                plan.cut = Some(self.corrupt(
+                    offset,
+                    format!(
+                        "the recording was cut off: of a {what} of {length} bytes the last {} are \
+                         missing, and what followed is not known",
+                        length - available
+                    ),
+                ));
+            }
+            match opcode {
+                op::CHUNK if length.min(available) < CHUNK_TIMES => {
+                    if !cut {
+                        let reason = "a chunk header is cut off".to_owned();
+                        plan.errors.push(self.corrupt(offset, reason));
+                    }
+                }
+                op::CHUNK => {
+                    let times = self.read_body(body_at, CHUNK_TIMES)?;
+                    plan.pieces.push(Piece {
+                        start: number(&times, 0).map_or(i64::MIN, log_time),
+                        offset,
+                        kind: PieceKind::Chunk {
+                            size: number(&times, 16).unwrap_or(0),
+                        },
+                    });
+                    run = None;
+                }
+                _ if cut => {}
+                op::SCHEMA | op::CHANNEL => {
+                    let body = self.read_body(body_at, length)?;
+                    if let Err(reason) = self.define(opcode, &body) {
+                        plan.errors.push(self.corrupt(offset, reason));
+                    }
+                }
+                op::MESSAGE => {
+                    let body = self.read_body(body_at, length.min(MESSAGE_HEADER as u64))?;
+                    match self.meet(&body, offset) {
+                        Ok(None) => {}
+                        Ok(Some(time)) => {
+                            match (run, plan.pieces.last_mut()) {
+                                (Some(last), Some(piece)) if last <= time => {
+                                    piece.kind = PieceKind::Run { end: next };
+                                }
+                                _ => plan.pieces.push(Piece {
+                                    start: time,
+                                    offset,
+                                    kind: PieceKind::Run { end: next },
+                                }),
+                            }
+                            run = Some(time);
+                        }
+                        Err(error) => plan.errors.push(error),
+                    }
+                }
+                _ => {}
+            }
+            if cut {
+                break;
+            }
+            offset = next;
+        }
+        Ok(plan)
+    }
+
+    /// The chunk that the index says lies at `offset`, unless nothing in it is wanted; and where
+    /// the file goes on behind it. `None` where the index says nothing that holds.
+    fn indexed(&mut self, offset: u64) -> Result<Option<(Option<Piece>, u64)>, BagError> {
+        let Some(summary) = &self.summary else {
+            return Ok(None);
+        };
+        let Some(chunk) = summary.chunks.get(&offset) else {
+            return Ok(None);
+        };
+        let behind = offset.saturating_add(chunk.length);
+        if chunk.length < FRAME + CHUNK_TIMES || behind > self.len {
+            return Ok(None);
+        }
+        let of_no_use = |id: &u16| self.channels.get(id).is_some_and(|channel| !channel.wanted);
+        let skip = !chunk.channels.is_empty() && chunk.channels.iter().all(of_no_use);
+        let piece = (!skip).then_some(Piece {
+            start: chunk.start,
+            offset,
+            kind: PieceKind::Chunk { size: chunk.size },
+        });
+        // The message indexes are passed over, too, if there is something behind them.
+        let next = behind.saturating_add(chunk.index_length);
+        let known = summary.chunks.contains_key(&next);
+        let is_record = known
+            || self.read_frame(next)?.is_some_and(|(opcode, length)| {
+                (op::HEADER..=op::DATA_END).contains(&opcode) && length <= self.len - next - FRAME
+            });
+        Ok(Some((piece, if is_record { next } else { behind })))
+    }
+
+    fn add_channel(&mut self, channel: &mcap::records::Channel) {
+        self.channels.insert(
+            channel.id,
+            Channel {
+                wanted: self.selection.wants(&channel.topic),
+                topic: channel.topic.as_str().into(),
+                foreign: foreign(&channel.message_encoding),
+            },
+        );
+    }
+
+    /// Takes in a schema or a channel.
+    fn define(&mut self, opcode: u8, body: &[u8]) -> Result<(), String> {
+        match mcap::parse_record(opcode, body).map_err(|error| error.to_string())? {
+            Record::Channel(channel) => {
+                self.add_channel(&channel);
+                if let Some(seen) = &mut self.seen {
+                    seen.channels.insert(channel.id, channel);
+                }
+            }
+            Record::Schema { header, .. } => {
+                if let Some(seen) = &mut self.seen {
+                    seen.schemas.insert(header.id, header.name);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The log time of a message that begins with `header`, if it is wanted. Errors are those of
+    /// the record or the chunk at `offset`; what concerns a whole topic is an error once.
+    fn meet(&mut self, header: &[u8], offset: u64) -> Result<Option<i64>, BagError> {
+        let (Some(id), Some(time)) = (header.get(..2), number(header, 6)) else {
+            return Err(self.corrupt(offset, "a message is shorter than its header".into()));
+        };
+        let (id, time) = (u16::from_le_bytes([id[0], id[1]]), log_time(time));
+        if header.len() < MESSAGE_HEADER {
+            return Err(self.corrupt(offset, "a message is shorter than its header".into()));
+        }
+        if let Some(seen) = &mut self.seen {
+            *seen.counts.entry(id).or_default() += 1;
+            let (first, last) = seen.times.unwrap_or((time, time));
+            seen.times = Some((first.min(time), last.max(time)));
+        }
+        if !self.channels.contains_key(&id) {
+            self.learn_channels()?;
+        }
+        let Some(channel) = self.channels.get_mut(&id) else {
+            if !self.undefined.insert(id) {
+                return Ok(None);
+            }
+            let reason =
+                format!("messages of channel {id}, which is not defined, cannot be read");
+            return Err(self.corrupt(offset, reason));
+        };
+        if !channel.wanted {
+            return Ok(None);
+        }
+        if let Some(encoding) = channel.foreign.take() {
+            channel.wanted = false;
+            return Err(BagError::Encoding {
+                path: self.path.clone(),
+                topic: channel.topic.to_string(),
+                encoding,
+            });
+        }
+        Ok(Some(time))
+    }
+
+    /// Looks for channels in all of the file: where chunks are not read in file order, the one
+    /// that defines a channel may not have been read yet.
+    fn learn_channels(&mut self) -> Result<(), BagError> {
+        if std::mem::replace(&mut self.all_channels, true) {
+            return Ok(());
+        }
+        let (found, _) = self.scan()?;
+        for (id, channel) in &found.channels {
+            if !self.channels.contains_key(id) {
+                self.add_channel(channel);
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and unpacks the chunk at `offset`, as much of it as there is.
+    pub fn load(&mut self, offset: u64) -> Result<Chunk, BagError> {
+        let frame = self.read_frame(offset)?;
+        let Some((op::CHUNK, length)) = frame else {
+            return Err(self.corrupt(offset, "the index names a chunk that is not here".into()));
+        };
+        let body_at = offset + FRAME;
+        let cut = self.cut_at == Some(offset);
+        let body = self.read_body(body_at, length)?;
+        match unpack(&body) {
+            Ok(chunk) => Ok(Chunk { cut, ..chunk }),
+            Err(_) if cut => Ok(Chunk {
+                records: Vec::new(),
+                damage: None,
+                cut,
+            }),
+            Err(reason) => Err(self.corrupt(offset, reason)),
+        }
+    }
+
+    /// The wanted messages of a chunk in order of log time, ties in file order; and what is wrong
+    /// with it.
+    pub fn entries(&mut self, offset: u64, chunk: &Chunk) -> (Vec<Entry>, Vec<BagError>) {
+        let (mut entries, mut errors) = (Vec::new(), Vec::new());
+        // One is enough to say that a chunk is damaged.
+        let mut damage = chunk.damage.clone();
+        let mut position = 0;
+        loop {
+            let left = &chunk.records[position..];
+            let Some(length) = split_record(left) else {
+                if !left.is_empty() {
+                    damage.get_or_insert("the chunk ends in the middle of a record".to_owned());
+                }
+                break;
+            };
+            let body = &left[FRAME as usize..][..length];
+            match left[0] {
+                opcode @ (op::SCHEMA | op::CHANNEL) => {
+                    if let Err(reason) = self.define(opcode, body) {
+                        damage.get_or_insert(reason);
+                    }
+                }
+                op::MESSAGE => {
+                    let header = &body[..length.min(MESSAGE_HEADER)];
+                    match self.meet(header, offset) {
+                        Ok(None) => {}
+                        Ok(Some(time)) => entries.push((time, position as u32)),
+                        Err(BagError::Corrupt { reason, .. }) if header.len() < MESSAGE_HEADER => {
+                            damage.get_or_insert(reason);
+                        }
+                        Err(error) => errors.push(error),
+                    }
+                }
+                _ => {}
+            }
+            position += FRAME as usize + length;
+        }
+        if let Some(reason) = damage.filter(|_| !chunk.cut) {
+            errors.push(self.corrupt(offset, reason));
+        }
+        entries.sort_unstable();
+        (entries, errors)
+    }
+
+    /// The message at a place in the chunk at `offset`.
+    pub fn message_in(
+        &self,
+        offset: u64,
+        records: &[u8],
+        position: u32,
+    ) -> Result<RawMessage, BagError> {
+        let left = records.get(position as usize..);
+        left.and_then(|left| self.message(left.get(FRAME as usize..)?.get(..split_record(left)?)?))
+            .ok_or_else(|| self.changed(offset))
+    }
+
+    /// The message at `offset`, outside of chunks.
+    pub fn message_at(&mut self, offset: u64) -> Result<RawMessage, BagError> {
+        let record = self.read_record(offset)?;
+        record
+            .and_then(|(_, body)| self.message(&body))
+            .ok_or_else(|| self.changed(offset))
+    }
+
+    fn message(&self, body: &[u8]) -> Option<RawMessage> {
+        let id = u16::from_le_bytes([*body.first()?, *body.get(1)?]);
+        Some(RawMessage {
+            topic: self.channels.get(&id)?.topic.clone(),
+            log_time: log_time(number(body, 6)?),
+            data: body.get(MESSAGE_HEADER..)?.to_vec(),
+        })
+    }
+
+    fn changed(&self, offset: u64) -> BagError {
+        self.corrupt(offset, "the file changed while it was read".into())
+    }
+
+    /// Log time and offset of the next wanted message of a run behind the one at `offset`.
+    pub fn next_in_run(
+        &mut self,
+        mut offset: u64,
+        end: u64,
+    ) -> Result<Option<(i64, u64)>, BagError> {
+        loop {
+            let Some((_, length)) = self.read_frame(offset)? else {
+                return Ok(None);
+            };
+            offset = offset.saturating_add(FRAME).saturating_add(length);
+            if offset >= end {
+                return Ok(None);
+            }
+            if let Some((op::MESSAGE, length)) = self.read_frame(offset)? {
+                let length = length.min(MESSAGE_HEADER as u64);
+                let header = self.read_body(offset + FRAME, length)?;
+                // What is wrong with it was told when the file was taken apart.
+                if let Ok(Some(time)) = self.meet(&header, offset) {
+                    return Ok(Some((time, offset)));
+                }
+            }
+        }
+    }
 }
 
 impl Summary {
@@ -269,229 +713,53 @@ impl Summary {
                 self.has_counts = true;
                 if statistics.message_count > 0 {
                     self.times = Some((
-                        statistics.message_start_time as i64,
-                        statistics.message_end_time as i64,
+                        log_time(statistics.message_start_time),
+                        log_time(statistics.message_end_time),
                     ));
                 }
                 self.counts.extend(statistics.channel_message_counts);
             }
-            Record::ChunkIndex(index) if !index.message_index_offsets.is_empty() => {
-                let channels = index.message_index_offsets.into_keys().collect();
-                self.chunk_channels
-                    .insert(index.chunk_start_offset, channels);
+            Record::ChunkIndex(index) => {
+                let chunk = IndexedChunk {
+                    start: log_time(index.message_start_time),
+                    end: log_time(index.message_end_time),
+                    length: index.chunk_length,
+                    index_length: index.message_index_length,
+                    size: index.uncompressed_size,
+                    channels: index.message_index_offsets.into_keys().collect(),
+                };
+                self.chunks.insert(index.chunk_start_offset, chunk);
             }
             _ => {}
         }
         Some(())
     }
-}
 
-struct Chunk {
-    /// Where the chunk lies in the file, for errors.
-    offset: u64,
-    records: Vec<u8>,
-    position: usize,
-    /// The error to give out after the records that could be saved.
-    damage: Option<String>,
-}
-
-#[derive(Clone)]
-struct Channel {
-    topic: Arc<str>,
-    wanted: bool,
-    /// The encoding, where it is not one that can be read.
-    foreign: Option<String>,
-}
-
-/// The messages of a file in file order.
-pub(super) struct McapMessages {
-    source: McapFile,
-    position: u64,
-    chunk: Option<Chunk>,
-    channels: HashMap<u16, Channel>,
-    selection: Selection,
-    /// What has been met so far: topics and counts for files without an index.
-    seen: Summary,
-    done: bool,
-}
-
-impl McapMessages {
-    fn add_channel(&mut self, channel: mcap::records::Channel) {
-        let foreign = (channel.message_encoding != "cdr").then_some(channel.message_encoding);
-        self.channels.insert(
-            channel.id,
-            Channel {
-                wanted: self.selection.wants(&channel.topic),
-                topic: channel.topic.into(),
-                foreign,
-            },
-        );
-    }
-
-    /// Handles a record that may lie in a chunk or outside.
-    fn record(&mut self, opcode: u8, body: &[u8]) -> Result<Option<RawMessage>, String> {
-        match opcode {
-            op::SCHEMA | op::CHANNEL => {
-                self.seen
-                    .add(opcode, body)
-                    .ok_or("a malformed schema or channel record")?;
-                if opcode == op::CHANNEL
-                    && let Ok(Record::Channel(channel)) = mcap::parse_record(opcode, body)
-                {
-                    self.add_channel(channel);
-                }
-                Ok(None)
-            }
-            op::MESSAGE => self.message(body),
-            _ => Ok(None),
-        }
-    }
-
-    fn message(&mut self, body: &[u8]) -> Result<Option<RawMessage>, String> {
-        if body.len() < MESSAGE_HEADER {
-            return Err(format!("a message record of {} bytes", body.len()));
-        }
-        let id = u16::from_le_bytes([body[0], body[1]]);
-        let mut time = [0; 8];
-        time.copy_from_slice(&body[6..14]);
-        let log_time = i64::from_le_bytes(time);
-        *self.seen.counts.entry(id).or_default() += 1;
-        let (first, last) = self.seen.times.unwrap_or((log_time, log_time));
-        self.seen.times = Some((first.min(log_time), last.max(log_time)));
-        let channel = self
-            .channels
-            .get_mut(&id)
-            .ok_or_else(|| format!("a message of channel {id}, which is not defined"))?;
-        if !channel.wanted {
-            return Ok(None);
-        }
-        if let Some(encoding) = channel.foreign.take() {
-            // Said once; the rest of the topic is skipped.
-            channel.wanted = false;
-            return Err(format!(
-                "topic {} is encoded as \"{encoding}\", but only \"cdr\" (ROS 2) can be read",
-                channel.topic
-            ));
-        }
-        Ok(Some(RawMessage {
-            topic: channel.topic.clone(),
-            log_time,
-            data: body[MESSAGE_HEADER..].to_vec(),
-        }))
-    }
-
-    /// The next wanted message of the open chunk, or `None` when it is used up.
-    fn next_in_chunk(&mut self) -> Option<Result<RawMessage, BagError>> {
-        let mut chunk = self.chunk.take()?;
-        loop {
-            let left = &chunk.records[chunk.position..];
-            let Some(body) = split_record(left) else {
-                let damage = chunk.damage.take().or_else(|| {
-                    (!left.is_empty())
-                        .then(|| "the chunk ends in the middle of a record".to_owned())
-                });
-                return damage.map(|reason| Err(self.source.corrupt(chunk.offset, reason)));
-            };
-            let opcode = left[0];
-            let range = chunk.position + FRAME as usize..;
-            let body = &chunk.records[range][..body];
-            chunk.position += FRAME as usize + body.len();
-            match self.record(opcode, body) {
-                Ok(None) => {}
-                Ok(Some(message)) => {
-                    self.chunk = Some(chunk);
-                    return Some(Ok(message));
-                }
-                Err(reason) => {
-                    let error = self.source.corrupt(chunk.offset, reason);
-                    self.chunk = Some(chunk);
-                    return Some(Err(error));
-                }
-            }
-        }
-    }
-
-    /// Whether the index says that a chunk holds nothing of interest.
-    fn can_skip(&self, offset: u64) -> bool {
-        let Some(summary) = &self.source.summary else {
-            return false;
+    /// Whether it names all topics and their types; writers may leave out those records.
+    fn is_complete(&self) -> bool {
+        let in_chunks = self.chunks.values().flat_map(|chunk| &chunk.channels);
+        let mut met = self.counts.keys().chain(in_chunks);
+        let has_schema = |channel: &mcap::records::Channel| {
+            channel.schema_id == 0 || self.schemas.contains_key(&channel.schema_id)
         };
-        summary.chunk_channels.get(&offset).is_some_and(|ids| {
-            ids.iter()
-                .all(|id| self.channels.get(id).is_some_and(|c| !c.wanted))
-        })
-    }
-
-    /// Goes on to the next record of the file.
-    fn advance(&mut self) -> Result<Option<RawMessage>, BagError> {
-        let offset = self.position;
-        let Some((opcode, length)) = self.source.read_frame(offset)? else {
-            self.done = true;
-            return Err(self.source.corrupt(
-                offset,
-                "it ends here without an end record; the recording was cut off".into(),
-            ));
-        };
-        if matches!(opcode, op::DATA_END | op::FOOTER) {
-            self.done = true;
-            return Ok(None);
-        }
-        let body_at = offset + FRAME;
-        let available = self.source.len - body_at;
-        let cut = length > available;
-        self.position = body_at.saturating_add(length);
-        if cut {
-            self.done = true;
-        }
-        match opcode {
-            op::CHUNK if cut || !self.can_skip(offset) => {
-                let body = self.source.read_body(body_at, length)?;
-                let mut chunk =
-                    unpack(&body, offset).map_err(|reason| self.source.corrupt(offset, reason))?;
-                if cut {
-                    chunk.damage = Some(format!(
-                        "a chunk of {length} bytes is cut off after {available}"
-                    ));
-                }
-                self.chunk = Some(chunk);
-                Ok(None)
-            }
-            _ if cut => Err(self.source.corrupt(
-                offset,
-                format!("a record of {length} bytes is cut off after {available}"),
-            )),
-            op::SCHEMA | op::CHANNEL | op::MESSAGE => {
-                let body = self.source.read_body(body_at, length)?;
-                self.record(opcode, &body)
-                    .map_err(|reason| self.source.corrupt(offset, reason))
-            }
-            _ => Ok(None),
-        }
+        met.all(|id| self.channels.contains_key(id)) && self.channels.values().all(has_schema)
     }
 }
 
-impl Iterator for McapMessages {
-    type Item = Result<RawMessage, BagError>;
+/// The encoding of messages, where it is not one that can be read.
+fn foreign(encoding: &str) -> Option<String> {
+    (encoding != "cdr").then(|| encoding.to_owned())
+}
 
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(item) = self.next_in_chunk() {
-                return Some(item);
-            }
-            if self.done {
-                return None;
-            }
-            match self.advance() {
-                Ok(None) => {}
-                Ok(Some(message)) => return Some(Ok(message)),
-                Err(error) => {
-                    // An I/O error would come again for ever.
-                    self.done |= matches!(error, BagError::Io { .. });
-                    return Some(Err(error));
-                }
-            }
-        }
-    }
+/// A log time of MCAP, which has no sign, as the rest of ROS has it. Order is kept.
+fn log_time(time: u64) -> i64 {
+    i64::try_from(time).unwrap_or(i64::MAX)
+}
+
+/// The eight bytes at `at`.
+fn number(bytes: &[u8], at: usize) -> Option<u64> {
+    let bytes = bytes.get(at..at + 8)?;
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
 /// Length of the body of the record that `bytes` begins with, if it is whole.
@@ -503,13 +771,9 @@ fn split_record(bytes: &[u8]) -> Option<usize> {
 
 /// Unpacks the body of a chunk record, as much of it as there is. A chunk whose checksum is
 /// wrong is refused whole.
-fn unpack(body: &[u8], offset: u64) -> Result<Chunk, String> {
-    let number = |at: usize| {
-        let bytes = body.get(at..at + 8)?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
-    };
+fn unpack(body: &[u8]) -> Result<Chunk, String> {
     let short = || "a chunk header is cut off".to_owned();
-    let size = number(16).ok_or_else(short)?;
+    let size = number(body, 16).ok_or_else(short)?;
     let word = |at: usize| {
         let bytes = body.get(at..at + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
@@ -518,7 +782,7 @@ fn unpack(body: &[u8], offset: u64) -> Result<Chunk, String> {
     let name_length = word(28).ok_or_else(short)? as usize;
     let name_end = 32usize.saturating_add(name_length);
     let name = body.get(32..name_end).ok_or_else(short)?;
-    let packed_length = number(name_end).ok_or_else(short)?;
+    let packed_length = number(body, name_end).ok_or_else(short)?;
     let packed = &body[name_end + 8..];
     if size > MAX_CHUNK {
         return Err(format!("a chunk claims to unpack to {size} bytes"));
@@ -530,7 +794,7 @@ fn unpack(body: &[u8], offset: u64) -> Result<Chunk, String> {
     let mut records = Vec::new();
     let failure = match name {
         b"" => {
-            records.extend_from_slice(packed);
+            records.extend_from_slice(&packed[..packed.len().min(size as usize)]);
             None
         }
         b"zstd" => zstd::stream::read::Decoder::with_buffer(packed)
@@ -548,6 +812,11 @@ fn unpack(body: &[u8], offset: u64) -> Result<Chunk, String> {
     };
     let damage = if let Some(error) = failure {
         Some(format!("a chunk cannot be unpacked: {error}"))
+    } else if name.is_empty() && packed.len() as u64 > size {
+        Some(format!(
+            "a chunk holds {} bytes where its header says {size}",
+            packed.len()
+        ))
     } else if !whole {
         Some("a chunk is shorter than its header says".to_owned())
     } else if records.len() as u64 != size {
@@ -566,9 +835,8 @@ fn unpack(body: &[u8], offset: u64) -> Result<Chunk, String> {
         None
     };
     Ok(Chunk {
-        offset,
         records,
-        position: 0,
         damage,
+        cut: false,
     })
 }

@@ -3,7 +3,8 @@
 //! [`Reader`] opens a rosbag2 folder (metadata versions 4 to 9, split, compressed by file or by
 //! message), a single `.mcap` or a single `.db3`. [`Writer`] makes a rosbag2 folder with one MCAP
 //! file that `ros2 bag` and Foxglove open. [`msg`] holds the few message types that matter here,
-//! [`cdr`] their wire format. Memory use is bounded by one chunk of a file, never the file.
+//! [`cdr`] their wire format. Messages come in order of log time, however they lie in the files, in
+//! bounded memory (see [`Reader::messages`]).
 //!
 //! ```
 //! use centerpoint_ptq::bag::{Reader, Stamp, Writer, msg::{Header, Message, TfMessage}};
@@ -31,15 +32,18 @@ pub mod cdr;
 pub mod msg;
 
 mod mcap_file;
+mod messages;
 mod metadata;
 mod reader;
 mod sqlite_file;
+mod sqlite_pages;
 mod writer;
 
 use serde::{Deserialize, Serialize};
 
 pub use cdr::CdrError;
-pub use reader::{BagError, Messages, RawMessage, Reader, Topic};
+pub use messages::Messages;
+pub use reader::{BagError, RawMessage, Reader, Topic};
 pub use writer::{Part, PartTopic, WriteError, Writer, write_metadata};
 
 /// A moment as ROS has it: nanoseconds since the epoch of the clock in use. Shown as

@@ -1,13 +1,14 @@
 //! Opens rosbag2 folders and files and iterates over their messages.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Stamp;
 use super::mcap_file::McapFile;
+use super::messages::{BagFile, Messages};
 use super::metadata::{Metadata, MetadataFile, VERSION};
 use super::sqlite_file::SqliteFile;
 
@@ -63,6 +64,22 @@ pub enum BagError {
         path: PathBuf,
         source: rusqlite::Error,
     },
+    #[error(
+        "{path} was cut off: {bytes} of {expected} bytes are there, and the messages in the others \
+         are missing"
+    )]
+    SqliteCut {
+        path: PathBuf,
+        bytes: u64,
+        expected: u64,
+    },
+    /// Damage that ends a file, with what it cost.
+    #[error("{source}; of {expected} messages on the topics read {given} could be read")]
+    Incomplete {
+        source: Box<BagError>,
+        given: u64,
+        expected: u64,
+    },
     #[error("{topic} at {log_time}: the message cannot be unpacked: {source}")]
     Message {
         topic: Arc<str>,
@@ -81,21 +98,50 @@ impl BagError {
         let path = path.to_owned();
         move |source| BagError::Io { path, source }
     }
-
-    pub(super) fn sqlite(path: &Path) -> impl FnOnce(rusqlite::Error) -> Self {
-        let path = path.to_owned();
-        move |source| BagError::Sqlite { path, source }
-    }
 }
 
 /// A topic of a bag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
     pub name: String,
-    /// As in `sensor_msgs/msg/PointCloud2`.
+    /// As in `sensor_msgs/msg/PointCloud2`, also where the bag has another way to write it.
     pub type_name: String,
     /// Messages on it, where the bag says so.
     pub count: Option<u64>,
+    /// How its messages are encoded, where that is not CDR: then they cannot be read.
+    pub encoding: Option<String>,
+}
+
+impl Topic {
+    /// A topic whose messages are of a type as the bag has it.
+    pub(super) fn new(name: &str, type_name: &str) -> Self {
+        Topic {
+            name: name.to_owned(),
+            type_name: ros2_type_name(type_name),
+            count: None,
+            encoding: None,
+        }
+    }
+}
+
+/// The name that ROS 2 has for a type: the first recorders of rosbag2, converters and bridges
+/// also write `sensor_msgs/PointCloud2`, and DDS `sensor_msgs::msg::dds_::PointCloud2_`.
+fn ros2_type_name(name: &str) -> String {
+    let parts = name.trim().replace("::", "/");
+    let mut parts: Vec<&str> = parts.split('/').collect();
+    if parts.len() > 2
+        && parts[parts.len() - 2] == "dds_"
+        && let Some(last) = parts.last_mut()
+    {
+        *last = last.strip_suffix('_').unwrap_or(last);
+    }
+    parts.retain(|part| *part != "dds_");
+    match parts.as_slice() {
+        [package, name] if !package.is_empty() && !name.is_empty() => {
+            format!("{package}/msg/{name}")
+        }
+        parts => parts.join("/"),
+    }
 }
 
 /// A message as it lies in the bag.
@@ -131,9 +177,7 @@ impl Selection {
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    files: Vec<PathBuf>,
-    /// Each message is a zstd frame of its own (compression mode "message").
-    packed_messages: bool,
+    files: Vec<BagFile>,
     topics: Vec<Topic>,
     times: Option<(Stamp, Stamp)>,
 }
@@ -141,8 +185,9 @@ pub struct Reader {
 impl Reader {
     /// Opens a rosbag2 folder, a `.mcap` or a `.db3`, or one of these packed with zstd.
     ///
-    /// A folder without `metadata.yaml` (an unfinished recording) is read by the files in it, in
-    /// the order of their names. What is in a file is told by its first bytes, not by its name.
+    /// A folder without a `metadata.yaml` that can be read and fits the files (an unfinished
+    /// recording) is read by the files in it, with a warning. What is in a file is told by its
+    /// first bytes, not by its name.
     pub fn open(path: &Path) -> Result<Self, BagError> {
         if !path.exists() {
             return Err(BagError::NotFound(path.to_owned()));
@@ -159,16 +204,12 @@ impl Reader {
                     folder
                 });
             }
-            return Self::from_files(path, vec![path.to_owned()], false);
+            return Self::from_files(path, vec![path.to_owned()]);
         }
         Self::open_folder(path)
     }
 
     fn open_folder(folder: &Path) -> Result<Self, BagError> {
-        let metadata_path = folder.join("metadata.yaml");
-        if metadata_path.is_file() {
-            return Self::from_metadata(folder, &metadata_path);
-        }
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(BagError::io(folder))? {
             let entry = entry.map_err(BagError::io(folder))?;
@@ -179,128 +220,184 @@ impl Reader {
             let name = name.strip_suffix(".zstd").unwrap_or(name);
             name.ends_with(".mcap") || name.ends_with(".db3")
         };
-        let files: Vec<PathBuf> = names
+        let present: Vec<PathBuf> = names
             .iter()
             .filter(is_bag)
             .map(|n| folder.join(n))
             .collect();
-        if files.is_empty() {
-            return Err(BagError::NoBag {
-                path: folder.to_owned(),
-                found: list(&names),
-            });
+        let metadata_path = folder.join("metadata.yaml");
+        if !metadata_path.is_file() {
+            if present.is_empty() {
+                return Err(BagError::NoBag {
+                    path: folder.to_owned(),
+                    found: list(&names),
+                });
+            }
+            tracing::warn!(
+                "{}: no metadata.yaml; reading the {} bag file(s) in the folder",
+                folder.display(),
+                present.len()
+            );
+            return Self::from_files(folder, present);
         }
-        tracing::warn!(
-            folder = %folder.display(),
-            "no metadata.yaml; taking the {} bag files in the order of their names",
-            files.len()
-        );
-        Self::from_files(folder, files, false)
+        let as_if_none = |reason: &dyn std::fmt::Display| {
+            tracing::warn!(
+                "{reason}; reading the {} bag file(s) beside it as if there were no metadata",
+                present.len()
+            );
+        };
+        let metadata = match read_metadata(&metadata_path) {
+            Ok(metadata) => metadata,
+            Err(error @ (BagError::Metadata { .. } | BagError::Io { .. }))
+                if !present.is_empty() =>
+            {
+                as_if_none(&error);
+                return Self::from_files(folder, present);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut listed = metadata.relative_file_paths.clone();
+        if listed.is_empty() {
+            listed = metadata.files.iter().map(|f| f.path.clone()).collect();
+        }
+        if listed.is_empty() {
+            if present.is_empty() {
+                return Err(BagError::NoBag {
+                    path: folder.to_owned(),
+                    found: "is a metadata.yaml that lists no files".into(),
+                });
+            }
+            as_if_none(&format!("{} lists no files", metadata_path.display()));
+            return Self::from_files(folder, present);
+        }
+        let files: Vec<Result<PathBuf, PathBuf>> = listed
+            .iter()
+            .map(|name| find_listed(folder, name).ok_or_else(|| folder.join(name)))
+            .collect();
+        let missing = files.iter().filter_map(|file| file.as_ref().err());
+        let missing: Vec<&PathBuf> = missing.collect();
+        let found: Vec<PathBuf> = files.iter().flatten().cloned().collect();
+        let others: Vec<String> = present
+            .iter()
+            .filter(|path| !found.iter().any(|file| file.file_name() == path.file_name()))
+            .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
+            .collect();
+        let lacks = |file: &Path| BagError::MissingFile {
+            metadata: metadata_path.clone(),
+            file: file.to_owned(),
+        };
+        match missing.as_slice() {
+            [] if others.is_empty() => {}
+            [] => tracing::warn!(
+                "{} does not list {}, which lie(s) beside it and is not read; to read it, too, \
+                 remove metadata.yaml or make it anew with `ros2 bag reindex`",
+                metadata_path.display(),
+                others.join(", ")
+            ),
+            [first, ..] if !others.is_empty() => {
+                as_if_none(&lacks(first));
+                return Self::from_files(folder, present);
+            }
+            [first, ..] if found.is_empty() => return Err(lacks(first)),
+            missing => {
+                for file in missing {
+                    tracing::warn!("{}", lacks(file));
+                }
+            }
+        }
+        let files = files.into_iter().map(|file| file.unwrap_or_else(|gone| gone));
+        Self::from_metadata(folder, &metadata_path, metadata, files.collect())
     }
 
-    fn from_metadata(folder: &Path, metadata_path: &Path) -> Result<Self, BagError> {
-        let text = fs::read_to_string(metadata_path).map_err(BagError::io(metadata_path))?;
-        let metadata: Metadata = serde_yaml::from_str::<MetadataFile>(&text)
-            .map_err(|source| BagError::Metadata {
-                path: metadata_path.to_owned(),
-                source,
-            })?
-            .rosbag2_bagfile_information;
-        if metadata.version > VERSION {
-            tracing::warn!(
-                file = %metadata_path.display(),
-                "metadata version {} is newer than {VERSION}; reading on",
-                metadata.version
-            );
-        }
-        let mode = metadata.compression_mode.to_ascii_lowercase();
-        let packed = matches!(mode.as_str(), "file" | "message");
-        if packed && metadata.compression_format != "zstd" {
-            return Err(BagError::Compression {
-                path: metadata_path.to_owned(),
-                what: "bag",
-                format: metadata.compression_format,
-            });
-        }
-        let mut listed = metadata.relative_file_paths;
-        if listed.is_empty() {
-            listed = metadata.files.into_iter().map(|file| file.path).collect();
-        }
-        if listed.is_empty() {
-            return Err(BagError::NoBag {
-                path: folder.to_owned(),
-                found: "is a metadata.yaml that lists no files".into(),
-            });
-        }
-        let files = listed
-            .iter()
-            .map(|name| {
-                find_listed(folder, name).ok_or_else(|| BagError::MissingFile {
-                    metadata: metadata_path.to_owned(),
-                    file: folder.join(name),
-                })
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let packed_messages = mode == "message";
-        if metadata.topics_with_message_count.is_empty() {
-            return Self::from_files(folder, files, packed_messages);
-        }
+    fn from_metadata(
+        folder: &Path,
+        metadata_path: &Path,
+        metadata: Metadata,
+        files: Vec<PathBuf>,
+    ) -> Result<Self, BagError> {
         // The index of a plain file is cheap to read, and refuses ROS 1 before anybody waits.
         let plain = |file: &&PathBuf| file.extension().is_none_or(|ending| ending != "zstd");
-        open_all(files.iter().filter(plain), |_| Ok(()))?;
+        let mut looks = BTreeMap::new();
+        open_all(files.iter().filter(plain), |path, mut file| {
+            looks.insert(path.to_owned(), file.look()?);
+            Ok(())
+        })?;
         let mut topics = BTreeMap::new();
-        for topic in metadata.topics_with_message_count {
-            let format = &topic.topic_metadata.serialization_format;
-            if !matches!(format.as_str(), "cdr" | "") {
-                tracing::warn!(
-                    topic = topic.topic_metadata.name,
-                    "serialization format \"{format}\" cannot be read"
-                );
-            }
-            let name = topic.topic_metadata.name;
+        for topic in &metadata.topics_with_message_count {
+            let format = topic.topic_metadata.serialization_format.as_str();
             merge(
                 &mut topics,
                 Topic {
-                    name,
-                    type_name: topic.topic_metadata.type_name,
                     count: Some(topic.message_count),
+                    encoding: (!matches!(format, "cdr" | "")).then(|| format.to_owned()),
+                    ..Topic::new(&topic.topic_metadata.name, &topic.topic_metadata.type_name)
                 },
             );
         }
+        // What the files say, if all of them do, is what can be read.
+        let counts = files.iter().map(|file| looks.get(file)?.count);
+        let in_files = counts.sum::<Option<u64>>();
+        let in_topics: u64 = topics.values().filter_map(|topic| topic.count).sum();
+        let in_metadata = metadata.message_count;
+        if topics.is_empty() || in_metadata != in_topics || in_files.is_some_and(|n| n != in_topics)
+        {
+            if in_metadata != in_topics || in_topics > 0 {
+                tracing::warn!(
+                    "{} counts {in_metadata} messages, {in_topics} by topics, but the files {}; \
+                     taking topics and counts from the files",
+                    metadata_path.display(),
+                    in_files.map_or("may hold others".to_owned(), |n| format!("hold {n}"))
+                );
+            }
+            return Self::from_files(folder, files);
+        }
         let start = metadata.starting_time.nanoseconds_since_epoch;
         let end = start.saturating_add(metadata.duration.nanoseconds);
+        let several = files.len() > 1;
+        let known = |path: PathBuf| {
+            let listed = metadata.files.iter().find(|file| {
+                file.message_count > 0 && Path::new(&file.path).file_name() == path.file_name()
+            });
+            let start = looks.get(&path).and_then(|look| Some(look.times?.0));
+            let start = start
+                .or_else(|| Some(listed?.starting_time.nanoseconds_since_epoch))
+                .or_else(|| match several && looks.contains_key(&path) {
+                    true => first_time(&path),
+                    false => None,
+                });
+            BagFile { path, start }
+        };
         Ok(Reader {
             path: folder.to_owned(),
-            files,
-            packed_messages,
+            files: files.into_iter().map(known).collect(),
             topics: topics.into_values().collect(),
             times: (metadata.message_count > 0).then_some((Stamp(start), Stamp(end))),
         })
     }
 
-    fn from_files(
-        path: &Path,
-        files: Vec<PathBuf>,
-        packed_messages: bool,
-    ) -> Result<Self, BagError> {
+    fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self, BagError> {
         let mut topics = BTreeMap::new();
-        let mut times: Option<(Stamp, Stamp)> = None;
-        open_all(&files, |mut file| {
+        let mut times: Option<(i64, i64)> = None;
+        let mut starts = BTreeMap::new();
+        open_all(&files, |path, mut file| {
             for topic in file.topics()? {
                 merge(&mut topics, topic);
             }
             if let Some((start, end)) = file.times() {
-                let (start, end) = (Stamp(start), Stamp(end));
                 times = Some(times.map_or((start, end), |t| (t.0.min(start), t.1.max(end))));
+                starts.insert(path.to_owned(), start);
             }
             Ok(())
         })?;
+        let file = |path: PathBuf| BagFile {
+            start: starts.get(&path).copied(),
+            path,
+        };
         Ok(Reader {
             path: path.to_owned(),
-            files,
-            packed_messages,
+            files: files.into_iter().map(file).collect(),
             topics: topics.into_values().collect(),
-            times,
+            times: times.map(|(start, end)| (Stamp(start), Stamp(end))),
         })
     }
 
@@ -309,9 +406,9 @@ impl Reader {
         &self.path
     }
 
-    /// The bag's files in the order they are read.
-    pub fn files(&self) -> &[PathBuf] {
-        &self.files
+    /// The bag's files in the order that `metadata.yaml` lists them in, or that of their names.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
     }
 
     /// Log times of the first and last message, where the bag says so.
@@ -329,11 +426,23 @@ impl Reader {
         self.topics.iter().filter(move |t| t.type_name == type_name)
     }
 
-    /// Iterates over the messages of `topics`, file after file, in the order of recording.
-    /// Topics that the bag does not have yield nothing.
+    /// Iterates over the messages of `topics` in order of log time, however they lie in the
+    /// files, which may overlap in time; ties in file order. Topics that the bag does not have
+    /// yield nothing.
     ///
-    /// Damage is an error item: iteration goes on behind it where that is possible and ends
-    /// otherwise, so a recording that was cut off yields what is whole, then one error.
+    /// Memory holds one message of each place that is read from, the chunks of MCAP files that
+    /// overlap in time, up to 128 MiB (or a single larger one; chunks that do not fit are
+    /// unpacked more than once, with a warning), and a few bytes for each chunk, for each message
+    /// of an overlapping chunk, for each message of a database, and for each break in the order
+    /// of messages that lie outside of chunks. A packed file is unpacked to a temporary one while
+    /// it is read. Where files or chunks do not say rightly when they begin (packed files of a
+    /// bag whose metadata has no times for them), they are read as they are listed, and what
+    /// comes too late for the order is told by a warning.
+    ///
+    /// Damage is an error item, and iteration goes on behind it; a chunk that is damaged costs
+    /// the messages of that chunk. A recording that was cut off yields all messages that are
+    /// whole, and its one error behind those of all files. A topic that is not encoded as CDR is
+    /// one error, [`BagError::Encoding`].
     pub fn messages(&self, topics: &[&str]) -> Messages {
         let topics = topics.iter().map(|&topic| topic.to_owned()).collect();
         self.iterate(Selection::Topics(Arc::new(topics)))
@@ -345,12 +454,52 @@ impl Reader {
     }
 
     fn iterate(&self, selection: Selection) -> Messages {
-        Messages {
-            files: self.files.clone().into(),
-            current: None,
-            selection,
-            packed_messages: self.packed_messages,
-        }
+        let readable = |topic: &&Topic| topic.encoding.is_none() && selection.wants(&topic.name);
+        let counts = self.topics.iter().filter(readable).map(|topic| topic.count);
+        let expected = counts.sum();
+        Messages::new(&self.path, &self.files, selection, expected)
+    }
+}
+
+/// What a plain file says of itself at little cost.
+struct Look {
+    /// Messages in it.
+    count: Option<u64>,
+    times: Option<(i64, i64)>,
+}
+
+fn read_metadata(path: &Path) -> Result<Metadata, BagError> {
+    let text = fs::read_to_string(path).map_err(BagError::io(path))?;
+    let metadata = serde_yaml::from_str::<MetadataFile>(&text)
+        .map_err(|source| BagError::Metadata {
+            path: path.to_owned(),
+            source,
+        })?
+        .rosbag2_bagfile_information;
+    if metadata.version > VERSION {
+        tracing::warn!(
+            "{}: metadata version {} is newer than {VERSION}, the newest that is known",
+            path.display(),
+            metadata.version
+        );
+    }
+    let mode = metadata.compression_mode.to_ascii_lowercase();
+    let is_packed = matches!(mode.as_str(), "file" | "message");
+    if is_packed && !metadata.compression_format.eq_ignore_ascii_case("zstd") {
+        return Err(BagError::Compression {
+            path: path.to_owned(),
+            what: "bag",
+            format: metadata.compression_format,
+        });
+    }
+    Ok(metadata)
+}
+
+/// Log time of the first message of a plain file.
+fn first_time(path: &Path) -> Option<i64> {
+    match OpenFile::open(path).ok()?.content {
+        Content::Mcap(mut file) => file.start(),
+        Content::Sqlite(file) => Some(file.times()?.0),
     }
 }
 
@@ -358,11 +507,11 @@ impl Reader {
 /// up again as an error item among the messages. None that can be, or one of ROS 1, is an error.
 fn open_all<'a>(
     files: impl IntoIterator<Item = &'a PathBuf>,
-    mut look: impl FnMut(OpenFile) -> Result<(), BagError>,
+    mut look: impl FnMut(&Path, OpenFile) -> Result<(), BagError>,
 ) -> Result<(), BagError> {
     let (mut good, mut first_error) = (0, None);
     for file in files {
-        match OpenFile::open(file).and_then(&mut look) {
+        match OpenFile::open(file).and_then(|open| look(file, open)) {
             Ok(()) => good += 1,
             Err(error @ BagError::Ros1 { .. }) => return Err(error),
             Err(error) => {
@@ -385,6 +534,7 @@ fn merge(topics: &mut BTreeMap<String, Topic>, topic: Topic) {
         }
         Some(known) => {
             known.count = known.count.zip(topic.count).map(|(a, b)| a + b);
+            known.encoding = known.encoding.take().or(topic.encoding);
         }
     }
 }
@@ -430,6 +580,9 @@ fn find_listed(folder: &Path, name: &str) -> Option<PathBuf> {
     candidates.into_iter().find(|path| path.is_file())
 }
 
+/// What a zstd frame begins with.
+pub(super) const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
 #[derive(Debug, PartialEq, Eq)]
 enum Storage {
     Mcap,
@@ -447,7 +600,7 @@ fn sniff(path: &Path) -> Result<Storage, BagError> {
         Ok(Storage::Mcap)
     } else if start.starts_with(b"SQLite format 3\0") {
         Ok(Storage::Sqlite)
-    } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    } else if start.starts_with(&ZSTD_MAGIC) {
         Ok(Storage::Zstd)
     } else if start.starts_with(b"#ROSBAG V") {
         Err(BagError::Ros1 {
@@ -466,24 +619,25 @@ fn sniff(path: &Path) -> Result<Storage, BagError> {
 }
 
 /// A file of the bag, unpacked to a temporary one if it is packed as a whole.
-struct OpenFile {
-    content: Content,
-    unpacked: Option<Unpacked>,
+pub(super) struct OpenFile {
+    pub content: Content,
+    /// Keeps the temporary file until its messages are read.
+    pub unpacked: Option<Unpacked>,
 }
 
-enum Content {
+pub(super) enum Content {
     Mcap(McapFile),
     Sqlite(SqliteFile),
 }
 
-struct Unpacked {
+pub(super) struct Unpacked {
     file: tempfile::NamedTempFile,
     /// Why not all of the packed file could be unpacked.
-    failure: Option<BagError>,
+    pub failure: Option<BagError>,
 }
 
 impl OpenFile {
-    fn open(path: &Path) -> Result<Self, BagError> {
+    pub fn open(path: &Path) -> Result<Self, BagError> {
         let mut storage = sniff(path)?;
         let unpacked = match storage {
             Storage::Zstd => {
@@ -526,101 +680,63 @@ impl OpenFile {
         }
     }
 
-    fn messages(self, selection: &Selection) -> FileMessages {
-        FileMessages {
-            content: match self.content {
-                Content::Mcap(file) => Box::new(file.messages(selection.clone())),
-                Content::Sqlite(file) => Box::new(file.messages(selection)),
-            },
-            unpacked: self.unpacked,
-        }
+    fn look(&mut self) -> Result<Look, BagError> {
+        let count = match &mut self.content {
+            Content::Mcap(file) if file.has_index() => {
+                file.topics()?.iter().map(|topic| topic.count).sum()
+            }
+            Content::Mcap(_) => None,
+            Content::Sqlite(file) => file.count(),
+        };
+        Ok(Look {
+            count,
+            times: self.times(),
+        })
     }
 }
 
 /// Unpacks a file to a temporary one, in the folder that `TMPDIR` names, as far as it goes.
 fn unpack(path: &Path) -> Result<Unpacked, BagError> {
-    let packed = File::open(path).map_err(BagError::io(path))?;
-    let mut decoder = zstd::stream::read::Decoder::new(packed).map_err(BagError::io(path))?;
+    let mut start = Vec::with_capacity(32);
+    let mut packed = File::open(path).map_err(BagError::io(path))?;
+    (&packed)
+        .take(32)
+        .read_to_end(&mut start)
+        .and_then(|_| packed.rewind())
+        .map_err(BagError::io(path))?;
+    let expected = zstd::zstd_safe::get_frame_content_size(&start).ok().flatten();
+    let mut decoder = zstd::stream::read::Decoder::new(&packed).map_err(BagError::io(path))?;
     let mut file = tempfile::Builder::new()
         .prefix("bag-unpacked-")
         .tempfile()
         .map_err(BagError::io(&std::env::temp_dir()))?;
     let mut failure = None;
+    let mut unpacked = 0;
     let mut buffer = vec![0; 1 << 16];
     loop {
         match decoder.read(&mut buffer) {
             Ok(0) => break,
-            Ok(count) => file
-                .write_all(&buffer[..count])
-                .map_err(BagError::io(file.path()))?,
+            Ok(count) => {
+                unpacked += count;
+                file.write_all(&buffer[..count])
+                    .map_err(BagError::io(file.path()))?;
+            }
             Err(source) => {
-                failure = Some(BagError::Io {
+                let what = match source.kind() {
+                    std::io::ErrorKind::UnexpectedEof => "the packed file was cut off".to_owned(),
+                    _ => format!("it cannot be unpacked further ({source})"),
+                };
+                let of = expected.map_or(String::new(), |size| format!(" of {size}"));
+                failure = Some(BagError::Corrupt {
                     path: path.to_owned(),
-                    source,
+                    offset: (&packed).stream_position().unwrap_or(0),
+                    reason: format!("{what}; {unpacked}{of} bytes could be unpacked"),
                 });
                 break;
             }
         }
     }
     Ok(Unpacked { file, failure })
-}
-
-/// The messages of one file.
-struct FileMessages {
-    content: Box<dyn Iterator<Item = Result<RawMessage, BagError>> + Send>,
-    /// Keeps the temporary file until its messages are read.
-    unpacked: Option<Unpacked>,
-}
-
-impl Iterator for FileMessages {
-    type Item = Result<RawMessage, BagError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.content
-            .next()
-            .or_else(|| self.unpacked.as_mut()?.failure.take().map(Err))
-    }
-}
-
-/// Iterates over messages; see [`Reader::messages`].
-pub struct Messages {
-    files: VecDeque<PathBuf>,
-    current: Option<FileMessages>,
-    selection: Selection,
-    packed_messages: bool,
-}
-
-impl Iterator for Messages {
-    type Item = Result<RawMessage, BagError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(current) = &mut self.current {
-                match current.next() {
-                    Some(Ok(message)) if self.packed_messages => {
-                        return Some(unpack_message(message));
-                    }
-                    Some(item) => return Some(item),
-                    None => self.current = None,
-                }
-            }
-            match OpenFile::open(&self.files.pop_front()?) {
-                Ok(file) => self.current = Some(file.messages(&self.selection)),
-                Err(error) => return Some(Err(error)),
-            }
-        }
-    }
-}
-
-fn unpack_message(message: RawMessage) -> Result<RawMessage, BagError> {
-    match zstd::stream::decode_all(message.data.as_slice()) {
-        Ok(data) => Ok(RawMessage { data, ..message }),
-        Err(source) => Err(BagError::Message {
-            topic: message.topic,
-            log_time: Stamp(message.log_time),
-            source,
-        }),
-    }
 }
 
 #[cfg(test)]

@@ -4,14 +4,24 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::reader::{BagError, RawMessage, Selection, Topic};
+use super::sqlite_pages::{FoundRow, Pages};
 
 pub(super) struct SqliteFile {
+    /// Where the bytes are.
+    data: PathBuf,
+    /// What errors call the file.
     path: PathBuf,
     connection: Connection,
     topics: Vec<SqliteTopic>,
+    /// What an iteration is after, by the numbers of the topics.
+    wanted: HashMap<i64, Arc<str>>,
+    /// Bytes that are there and bytes that should be, where the file was cut off.
+    cut: Option<(u64, u64)>,
+    salvage: Option<Salvage>,
 }
 
 struct SqliteTopic {
@@ -21,16 +31,36 @@ struct SqliteTopic {
     format: String,
 }
 
+/// The rows of a damaged file by their numbers, found without SQLite, which does not reach all.
+struct Salvage {
+    pages: Pages,
+    rows: HashMap<i64, FoundRow>,
+}
+
+/// What an iteration over a database gives.
+pub(super) struct RowPlan {
+    /// Log time and number of each message, in order.
+    pub rows: Vec<(i64, i64)>,
+    pub errors: Vec<BagError>,
+    /// Why there may have been more.
+    pub damage: Option<BagError>,
+}
+
 impl SqliteFile {
     /// Opens `data`, which errors call `path`.
     pub fn open(data: &Path, path: &Path) -> Result<Self, BagError> {
-        let connection = connect(data).map_err(BagError::sqlite(path))?;
-        let topics = read_topics(&connection).map_err(BagError::sqlite(path))?;
-        Ok(SqliteFile {
+        let cut = Pages::open(data).ok().and_then(|pages| pages.cut());
+        let mut this = SqliteFile {
+            data: data.to_owned(),
             path: path.to_owned(),
-            connection,
-            topics,
-        })
+            connection: connect(data, path).map_err(|source| damaged(path, cut, source))?,
+            topics: Vec::new(),
+            wanted: HashMap::new(),
+            cut,
+            salvage: None,
+        };
+        this.topics = read_topics(&this.connection).map_err(|source| this.damaged(source))?;
+        Ok(this)
     }
 
     pub fn times(&self) -> Option<(i64, i64)> {
@@ -48,16 +78,19 @@ impl SqliteFile {
         self.topics
             .iter()
             .map(|topic| Topic {
-                name: topic.name.clone(),
-                type_name: topic.type_name.clone(),
+                encoding: topic.foreign(),
                 count: counts
                     .as_ref()
                     .map(|counts| counts.get(&topic.id).copied().unwrap_or(0)),
+                ..Topic::new(&topic.name, &topic.type_name)
             })
             .collect()
     }
 
     fn counts(&self) -> rusqlite::Result<HashMap<i64, u64>> {
+        if self.cut.is_some() {
+            return Err(corrupt());
+        }
         self.connection
             .prepare("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id")?
             .query_map([], |row| {
@@ -67,60 +100,143 @@ impl SqliteFile {
             .collect()
     }
 
-    /// The messages in order of time. Only their numbers are collected beforehand: sorting the
-    /// messages themselves would make SQLite hold all of them.
-    pub fn messages(self, selection: &Selection) -> SqliteMessages {
-        let mut failure = None;
-        let mut wanted = HashMap::new();
+    /// Messages of all topics: counted by the index by time, which is small.
+    pub fn count(&self) -> Option<u64> {
+        if self.cut.is_some() {
+            return None;
+        }
+        let query = "SELECT COUNT(*) FROM messages";
+        let count = self.connection.query_row(query, [], |row| row.get(0));
+        u64::try_from(count.unwrap_or(-1)).ok()
+    }
+
+    /// What is wanted, in order of log time, ties in file order. Only times and numbers are
+    /// collected: sorting the messages themselves would make SQLite hold all of them.
+    pub fn plan(&mut self, selection: &Selection) -> RowPlan {
+        let mut errors = Vec::new();
         for topic in &self.topics {
             if !selection.wants(&topic.name) {
                 continue;
             }
-            if topic.format == "cdr" {
-                wanted.insert(topic.id, Arc::from(topic.name.as_str()));
-            } else {
-                failure = Some(BagError::Encoding {
+            match topic.foreign() {
+                None => {
+                    let name = Arc::from(topic.name.as_str());
+                    self.wanted.insert(topic.id, name);
+                }
+                Some(encoding) => errors.push(BagError::Encoding {
                     path: self.path.clone(),
                     topic: topic.name.clone(),
-                    encoding: topic.format.clone(),
-                });
+                    encoding,
+                }),
             }
         }
-        let mut ids = Vec::new();
-        let all = "SELECT id, topic_id FROM messages";
-        let sorted = format!("{all} ORDER BY timestamp, id");
-        let mut result = collect_ids(&self.connection, &sorted, &wanted, &mut ids);
-        if result.is_err() && ids.is_empty() {
-            // The index by time may lie in a part of the file that is lost; the rows need not.
-            let again = collect_ids(&self.connection, all, &wanted, &mut ids);
-            result = result.and(again);
+        let mut rows = Vec::new();
+        let mut damage = collect_rows(&self.connection, &self.wanted, &mut rows).err();
+        if damage.is_some() || self.cut.is_some() {
+            damage.get_or_insert_with(corrupt);
+            if let Ok(salvage) = Salvage::of(&self.data) {
+                let wanted = salvage.rows.values();
+                let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
+                rows.extend(wanted.map(|row| (row.time, row.id)));
+                self.salvage = Some(salvage);
+            }
         }
-        if let Err(source) = result {
-            failure = failure.or(Some(BagError::sqlite(&self.path)(source)));
+        rows.sort_unstable();
+        rows.dedup();
+        RowPlan {
+            rows,
+            errors,
+            damage: damage.map(|source| self.damaged(source)),
         }
-        SqliteMessages {
-            file: self,
-            wanted,
-            ids: ids.into_iter(),
-            failure,
-        }
+    }
+
+    /// The message with number `id`.
+    pub fn message(&mut self, id: i64) -> Result<RawMessage, BagError> {
+        let result = self
+            .connection
+            .prepare_cached("SELECT topic_id, timestamp, data FROM messages WHERE id = ?1")
+            .and_then(|mut statement| {
+                statement.query_row([id], |row| {
+                    let topic = self.wanted.get(&row.get(0)?).cloned();
+                    Ok(RawMessage {
+                        topic: topic.ok_or_else(corrupt)?,
+                        log_time: row.get(1)?,
+                        data: row.get(2)?,
+                    })
+                })
+            });
+        result.or_else(|source| self.salvaged(id).ok_or_else(|| self.damaged(source)))
+    }
+
+    fn salvaged(&mut self, id: i64) -> Option<RawMessage> {
+        let Salvage { pages, rows } = self.salvage.as_mut()?;
+        let row = rows.get(&id)?;
+        Some(RawMessage {
+            topic: self.wanted.get(&row.topic)?.clone(),
+            log_time: row.time,
+            data: pages.data(row).ok()??,
+        })
+    }
+
+    fn damaged(&self, source: rusqlite::Error) -> BagError {
+        damaged(&self.path, self.cut, source)
     }
 }
 
-fn connect(path: &Path) -> rusqlite::Result<Connection> {
+impl SqliteTopic {
+    /// The encoding, where it is not one that can be read.
+    fn foreign(&self) -> Option<String> {
+        (self.format != "cdr").then(|| self.format.clone())
+    }
+}
+
+impl Salvage {
+    fn of(data: &Path) -> std::io::Result<Self> {
+        let mut pages = Pages::open(data)?;
+        let mut rows = HashMap::new();
+        pages.rows(|row| {
+            rows.insert(row.id, row);
+        })?;
+        Ok(Salvage { pages, rows })
+    }
+}
+
+fn damaged(path: &Path, cut: Option<(u64, u64)>, source: rusqlite::Error) -> BagError {
+    match cut {
+        Some((bytes, expected)) => BagError::SqliteCut {
+            path: path.to_owned(),
+            bytes,
+            expected,
+        },
+        None => BagError::Sqlite {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// What SQLite says of a broken file.
+fn corrupt() -> rusqlite::Error {
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    rusqlite::Error::SqliteFailure(code, None)
+}
+
+fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let probe = |connection: Connection| {
+        // Lets SQLite open a file that is shorter than its header says. Nothing is written.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true)?;
         connection.query_row("SELECT COUNT(*) FROM sqlite_master", [], |_| Ok(()))?;
         Ok(connection)
     };
-    let first = Connection::open_with_flags(path, flags).and_then(probe);
+    let first = Connection::open_with_flags(data, flags).and_then(probe);
     if first.is_ok() {
         return first;
     }
     // A file left in WAL mode on a read-only medium opens only if SQLite is told that nobody
     // else writes to it.
     let mut uri = String::from("file:");
-    for byte in path.as_os_str().as_encoded_bytes() {
+    for byte in data.as_os_str().as_encoded_bytes() {
         match byte {
             b'?' | b'#' | b'%' => uri.push_str(&format!("%{byte:02X}")),
             _ if byte.is_ascii() => uri.push(*byte as char),
@@ -128,9 +244,22 @@ fn connect(path: &Path) -> rusqlite::Result<Connection> {
         }
     }
     uri.push_str("?immutable=1");
-    Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)
+    let second = Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)
         .and_then(probe)
-        .or(first)
+        .or(first)?;
+    for ending in ["-wal", "-journal"] {
+        let mut beside = data.as_os_str().to_owned();
+        beside.push(ending);
+        if Path::new(&beside).metadata().is_ok_and(|file| file.len() > 0) {
+            tracing::warn!(
+                "{}: read without its journal {}, which cannot be used; the last messages before \
+                 the recorder ended may be missing",
+                path.display(),
+                Path::new(&beside).display()
+            );
+        }
+    }
+    Ok(second)
 }
 
 fn read_topics(connection: &Connection) -> rusqlite::Result<Vec<SqliteTopic>> {
@@ -147,58 +276,17 @@ fn read_topics(connection: &Connection) -> rusqlite::Result<Vec<SqliteTopic>> {
         .collect()
 }
 
-fn collect_ids(
+fn collect_rows(
     connection: &Connection,
-    query: &str,
     wanted: &HashMap<i64, Arc<str>>,
-    ids: &mut Vec<i64>,
+    collected: &mut Vec<(i64, i64)>,
 ) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare(query)?;
+    let mut statement = connection.prepare("SELECT timestamp, id, topic_id FROM messages")?;
     let mut rows = statement.query([])?;
     while let Some(row) = rows.next()? {
-        if wanted.contains_key(&row.get(1)?) {
-            ids.push(row.get(0)?);
+        if wanted.contains_key(&row.get(2)?) {
+            collected.push((row.get(0)?, row.get(1)?));
         }
     }
     Ok(())
-}
-
-pub(super) struct SqliteMessages {
-    file: SqliteFile,
-    wanted: HashMap<i64, Arc<str>>,
-    ids: std::vec::IntoIter<i64>,
-    /// Given out at the end, after what could be read.
-    failure: Option<BagError>,
-}
-
-impl Iterator for SqliteMessages {
-    type Item = Result<RawMessage, BagError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let Some(id) = self.ids.next() else {
-            return self.failure.take().map(Err);
-        };
-        let row = self
-            .file
-            .connection
-            .prepare_cached("SELECT topic_id, timestamp, data FROM messages WHERE id = ?1")
-            .and_then(|mut statement| {
-                statement.query_row([id], |row| {
-                    Ok((row.get::<_, i64>(0)?, row.get(1)?, row.get(2)?))
-                })
-            });
-        match row {
-            Ok((topic_id, log_time, data)) => Some(Ok(RawMessage {
-                topic: self.wanted.get(&topic_id)?.clone(),
-                log_time,
-                data,
-            })),
-            Err(source) => {
-                // Pages that follow a broken one are rarely better, and one error is enough.
-                self.ids = Vec::new().into_iter();
-                self.failure = None;
-                Some(Err(BagError::sqlite(&self.file.path)(source)))
-            }
-        }
-    }
 }

@@ -296,14 +296,14 @@ fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
             .map(|transform| (transform.child_frame_id, transform.header.frame_id))
             .collect(),
     };
-    let file = |path: &PathBuf| BagFile {
-        path: path.clone(),
+    let file = |path: &Path| BagFile {
+        path: path.to_owned(),
         bytes: std::fs::metadata(path).map_or(0, |file| file.len()),
     };
     Ok(BagSummary {
         kind: "bag",
         path: path.to_owned(),
-        files: reader.files().iter().map(file).collect(),
+        files: reader.files().map(file).collect(),
         times: reader.times(),
         topics,
         transforms,
