@@ -6,20 +6,20 @@ Used by scripts/demo.py and by the tests in tests/ros. Needs build/env.sh to be 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import rclpy
+import surroundings
 from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from diagnostic_msgs.msg import DiagnosticArray
 from rcl_interfaces.msg import Log, Parameter, ParameterType, ParameterValue
@@ -39,6 +39,10 @@ LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 LOSSLESS = QoSProfile(depth=500, reliability=ReliabilityPolicy.RELIABLE)
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
+# The least that any wait may take, in seconds. A wait ends when what it waits for is there; its bound is
+# there for what never comes, and a machine that has other work to do may take long.
+PATIENCE = 120.0
+
 
 def program(name: str) -> Path:
     """An installed program, found as `ros2 run` finds it."""
@@ -56,55 +60,48 @@ def nanoseconds(stamp) -> int:
 class Domain:
     """A ROS domain for one run alone, as long as this value is open.
 
-    Two runs on one machine in one domain would hear each other; a lock file for each domain keeps
-    them apart. A process that takes one after the other gets another each time: DDS may keep an
-    endpoint alive a little longer than its owner. Domains up to 101 keep clear of Linux' ephemeral
-    ports.
+    Two runs on one machine in one domain would hear each other. A name that the kernel keeps for each
+    domain, in the same namespace as its ports, keeps runs of this project apart, whoever starts them;
+    domains in which anybody else's participant listens are left alone, and that of the caller's nodes.
+    A process that takes one after the other gets another each time: DDS may keep an endpoint alive a
+    little longer than its owner. Domains up to 101 keep clear of Linux' ephemeral ports, and people
+    like small numbers.
     """
 
+    FIRST, COUNT = 21, 81
     taken = itertools.count()
 
     def __init__(self):
         first = os.getpid() + next(Domain.taken)
-        for offset in range(100):
-            self.number = (first + offset) % 100 + 1
-            path = Path(tempfile.gettempdir()) / f"centerpoint_ptq_domain_{self.number}.lock"
+        callers = os.environ.get(surroundings.CALLERS_DOMAIN)
+        for offset in range(self.COUNT):
+            self.number = (first + offset) % self.COUNT + self.FIRST
+            self.lock = socket.socket(socket.AF_UNIX)
             try:
-                self.file = path.open("w")
-                fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                # An abstract name: no file, and gone with its owner, however that ends.
+                self.lock.bind(f"\0centerpoint_ptq_domain_{self.number}")
+                if str(self.number) != callers and not inhabited(self.number):
+                    return
             except OSError:
-                continue  # taken, or another user's
+                pass  # Another run's.
+            self.lock.close()
         raise RuntimeError("all ROS domains are taken by other runs on this machine")
 
     def close(self) -> None:
-        self.file.close()
-        sweep_shared_memory()
+        self.lock.close()
 
 
-def sweep_shared_memory(folder: Path = Path("/dev/shm")) -> int:
-    """Removes the shared memory of Fast DDS that nobody holds any more; returns the bytes freed.
-
-    A participant that is killed leaves its segment, 70 MB with config/fastdds.xml, and nobody else
-    removes it. Whoever uses a segment or a port holds a lock on the file `<name>_el` or `<name>_sl`
-    beside it, so what is in use stays. `fastdds shm clean` of a full ROS 2 does the same.
-    """
-    freed = 0
-    for path in folder.glob("fastrtps_*"):
-        if path.name.endswith(("_el", "_sl")):
-            continue
-        locks = [p for suffix in ("_el", "_sl") if (p := Path(f"{path}{suffix}")).exists()]
-        semaphore = folder / f"sem.{path.name}_mutex"
+def inhabited(domain: int) -> bool:
+    """Whether a participant of any process on this machine is in a domain: the standard of DDS says on
+    which UDP ports it listens, 250 for each domain."""
+    for table in [Path("/proc/net/udp"), Path("/proc/net/udp6")]:
         try:
-            with contextlib.ExitStack() as held:
-                for lock in locks:
-                    fcntl.flock(held.enter_context(lock.open("w")), fcntl.LOCK_EX | fcntl.LOCK_NB)
-                freed += path.stat().st_size
-                for part in [path, semaphore, *locks]:
-                    part.unlink(missing_ok=True)
+            sockets = table.read_text().splitlines()[1:]
         except OSError:
-            continue  # in use, another user's, or gone meanwhile
-    return freed
+            continue  # No IPv6 here.
+        if any((int(s.split()[1].rsplit(":", 1)[1], 16) - 7400) // 250 == domain for s in sockets):
+            return True
+    return False
 
 
 class Process:
@@ -113,6 +110,7 @@ class Process:
     def __init__(self, command: list, log: Path, domain: int | None = None, **env: str):
         self.command = [str(part) for part in command]
         self.log = log
+        self.shared_memory: set[Path] = set()
         environment = os.environ | env
         if domain is not None:
             environment["ROS_DOMAIN_ID"] = str(domain)
@@ -132,32 +130,78 @@ class Process:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
     def running(self) -> bool:
         return self.process.poll() is None
 
-    def wait(self, timeout: float) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """The exit code, once it has ended."""
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(max(timeout, PATIENCE))
         except subprocess.TimeoutExpired:
             raise TimeoutError(
-                f"{Path(self.command[0]).name} still runs after {timeout} s\n{self.output}"
+                f"{Path(self.command[0]).name} still runs after {max(timeout, PATIENCE)} s\n{self.output}"
             ) from None
 
-    def end(self, number: signal.Signals = signal.SIGINT, timeout: float = 10.0) -> tuple[int, float]:
-        """Sends a signal; returns the exit code and the seconds until the end."""
-        begin = time.monotonic()
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal, unless it has ended."""
+        self.shared_memory |= self.segments()
         if self.running():
             self.process.send_signal(number)
+
+    def end(self, number: signal.Signals = signal.SIGINT, timeout: float = PATIENCE) -> tuple[int, float]:
+        """Sends a signal; returns the exit code and the seconds until the end."""
+        begin = time.monotonic()
+        self.send(number)
         return self.wait(timeout), time.monotonic() - begin
 
-    def close(self, grace: float = 3.0) -> None:
-        if self.running():
-            self.process.send_signal(signal.SIGINT)
-            try:
-                self.process.wait(grace)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+    def kill(self) -> None:
+        """Ends it as a crash would. What it leaves in shared memory goes with `close`."""
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+    def close(self, grace: float = 10.0) -> None:
+        self.send(signal.SIGINT)
+        try:
+            self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self.free_shared_memory()
+
+    def segments(self) -> set[Path]:
+        """The segments of shared memory that Fast DDS has made for it, as long as it runs.
+
+        Whoever makes one holds a lock on the file `<name>_el` beside it. Ports are left out:
+        participants of all domains share them, and the next one takes over those of a dead one.
+        """
+        found = set()
+        try:
+            for descriptor in Path(f"/proc/{self.pid}/fd").iterdir():
+                name = os.readlink(descriptor)
+                if name.startswith("/dev/shm/fastrtps_") and name.endswith("_el") and "port" not in name:
+                    found.add(Path(name.removesuffix("_el")))
+        except OSError:
+            pass  # It has ended, or closed a file meanwhile.
+        return found
+
+    def free_shared_memory(self) -> int:
+        """Removes what this process, which has ended, left in shared memory; returns the bytes freed.
+
+        A participant that is killed leaves its segment, 70 MB with config/fastdds.xml, and nobody else
+        removes it: `fastdds shm clean` of a full ROS 2 does, for all processes. Here those of others
+        are not looked at.
+        """
+        assert not self.running()
+        freed = 0
+        for segment in self.shared_memory:
+            with contextlib.suppress(FileNotFoundError):
+                freed += segment.stat().st_size
+                segment.unlink()
+            Path(f"{segment}_el").unlink(missing_ok=True)
+        return freed
 
 
 def node_command(
@@ -221,6 +265,7 @@ class Observer:
         markers: bool = True,
     ):
         self.node_name = node
+        self.markers = markers
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
         self.node = Node("observer", context=self.context)
@@ -288,9 +333,19 @@ class Observer:
                 raise
 
     def close(self) -> None:
-        # Not destroy_node: it may crash while another context's executor waits.
         self.context.try_shutdown()
-        self.thread.join(5.0)
+        self.thread.join(PATIENCE)
+        self.executor.shutdown()
+        # Only now, and not whenever the collector comes by, in whichever thread: endpoints, threads and
+        # files of every test would stay until then.
+        self.node.destroy_node()
+
+    def answered(self, stamp: int) -> bool:
+        """Whether a cloud was answered, with detections and, where they are listened to, with markers."""
+        marked = not self.markers or any(
+            array.markers and nanoseconds(array.markers[0].header.stamp) == stamp for array in self.seen.markers
+        )
+        return marked and any(o.stamp == stamp for o in self.seen.objects)
 
     def forget(self) -> None:
         """Drops the record of detections, markers and times so far."""
@@ -303,7 +358,19 @@ class Observer:
     # --- waiting ---
 
     def wait_for(self, ready, timeout: float, what: str, process: Process | None = None):
-        """Waits until `ready()` is true and returns its value."""
+        """Waits until `ready()` is true and returns its value. `timeout` may be more than `PATIENCE`; it is
+        never less."""
+        return self._wait_for(ready, max(timeout, PATIENCE), what, process)
+
+    def comes_within(self, ready, seconds: float, process: Process | None = None) -> bool:
+        """Whether `ready()` becomes true in this time: for those who do something else then."""
+        try:
+            self._wait_for(ready, seconds, "", process)
+        except TimeoutError:
+            return False
+        return True
+
+    def _wait_for(self, ready, timeout: float, what: str, process: Process | None):
         deadline = time.monotonic() + timeout
         with self.lock:
             while True:
@@ -345,15 +412,14 @@ class Observer:
     def wait_settled(self, process: Process | None = None, timeout: float = 20.0) -> dict[str, str]:
         """Until all clouds the node has received have come to something, and none has come for a
         while; returns the diagnostic values of the input."""
+        return self.wait_for(self.settled, timeout, "end of all clouds", process)
 
-        def settled():
-            values = self.values("input")
-            if not values or float(values.get("last_cloud_s", 0.0)) < 1.5:
-                return None
-            ended = int(values["clouds_published"]) + int(values["clouds_dropped"])
-            return values if ended == int(values["clouds_received"]) else None
-
-        return self.wait_for(settled, timeout, "end of all clouds", process)
+    def settled(self) -> dict[str, str] | None:
+        values = self.values("input")
+        if not values or float(values.get("last_cloud_s", 0.0)) < 1.5:
+            return None
+        ended = int(values["clouds_published"]) + int(values["clouds_dropped"])
+        return values if ended == int(values["clouds_received"]) else None
 
     # --- asking ---
 
@@ -387,6 +453,7 @@ class Observer:
         client = self.clients.get(name)
         if client is None:
             client = self.clients[name] = self.node.create_client(kind, name)
+        timeout = max(timeout, PATIENCE)
         deadline = time.monotonic() + timeout
         # Not wait_for_service: the executor spins in its own thread already.
         while not client.service_is_ready():

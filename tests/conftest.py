@@ -4,11 +4,18 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import surroundings  # noqa: E402  (needs the path above)
+
+# Whatever the shell holds that started this.
+surroundings.clean()
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "scripts"), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).parent))
 
 PREFIX = Path(os.environ.get("CENTERPOINT_PTQ_PREFIX", ROOT / "install"))
 if (PREFIX / "share").is_dir():
@@ -24,7 +24,9 @@ from peers import Driver  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
-def installed():
+def installed(tmp_path_factory):
+    # Logs of the peers in this process; a HOME need not be there.
+    os.environ["ROS_HOME"] = str(tmp_path_factory.mktemp("ros_home"))
     for name in ["calibration_action_server", "centerpoint_node", "centerpoint_ptq"]:
         try:
             path = graph.program(name)

@@ -11,7 +11,7 @@ from action_msgs.msg import GoalStatus
 from centerpoint_ptq_msgs.action import Calibrate
 from centerpoint_ptq_msgs.msg import CalibrationStatus
 from centerpoint_ptq_msgs.srv import ListModels, SaveBuffer
-from live import FRAMES, IMPOSSIBLE, LENIENT, QUANTIZE, Live, wait_gone
+from live import AT_ONCE, FRAMES, IMPOSSIBLE, LENIENT, QUANTIZE, Live, wait_gone
 from rclpy.action import ActionClient
 
 
@@ -52,6 +52,7 @@ class Caller:
     def wait(self, future, timeout: float):
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
+        timeout = max(timeout, graph.PATIENCE)
         assert done.wait(timeout), f"no answer within {timeout} s\n{self.server.output}"
         return future.result()
 
@@ -113,8 +114,7 @@ def test_a_node_that_is_killed_fails_the_goal_and_the_server_serves_the_next_nod
     caller = Caller(live.observer, ros.action_server())
     goal = caller.send()
     live.wait_child()
-    os.kill(live.node.process.pid, signal.SIGKILL)
-    live.node.process.wait()
+    live.node.kill()
     # A killed process is seen as such once its lease on the graph is over.
     status, result = goal.result(60.0)
     assert (status, result.outcome) == (GoalStatus.STATUS_ABORTED, CalibrationStatus.FAILED)
@@ -134,7 +134,7 @@ def test_a_server_that_ends_says_so_and_the_node_goes_on(ros, eager_model, recip
     goal = caller.send()
     live.wait_child()
     code, seconds = caller.server.end(signal.SIGTERM)
-    assert code == 0 and seconds < 5.0
+    assert code == 0 and seconds < AT_ONCE
     status, result = goal.result(5.0)
     assert status == GoalStatus.STATUS_ABORTED and "/centerpoint goes on" in result.reasons[0], result
     assert live.finish()["outcome"] == "swapped"
@@ -145,8 +145,7 @@ def test_a_server_that_is_killed_takes_nothing_with_it(ros, eager_model, recipe)
     caller = Caller(live.observer, ros.action_server())
     caller.send()
     live.wait_child()
-    os.kill(caller.server.process.pid, signal.SIGKILL)
-    caller.server.process.wait()
+    caller.server.kill()
     assert live.finish()["outcome"] == "swapped"
     live.wait_more_detections()
 
@@ -192,7 +191,7 @@ def test_a_machine_elsewhere_calibrates_from_a_copied_buffer_and_sends_the_model
     goal = caller.send(bag=str(copied))
     live.observer.wait_for(lambda: goal.feedback, 30.0, "feedback", server)
     code, seconds = server.end()
-    assert code == 0 and seconds < 5.0
+    assert code == 0 and seconds < AT_ONCE
     status, result = goal.result(5.0)
     assert status == GoalStatus.STATUS_ABORTED and "shut down" in result.reasons[0], result
     assert not list((store / "incoming").iterdir())

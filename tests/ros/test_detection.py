@@ -3,6 +3,7 @@
 import math
 import time
 
+import graph
 import numpy as np
 import pytest
 from peers import SECOND, street, transform
@@ -78,7 +79,7 @@ def test_latency_follows_simulated_time(ros, eager_model):
     observer.wait_ready(node)
     driver.connect(observer, node)
     now = driver.stamp + 2 * SECOND
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + graph.PATIENCE
     # /clock comes all the time, and the node's subscription takes a moment.
     while not observer.seen.latency_ms or observer.seen.latency_ms[-1] > 1e9:
         assert time.monotonic() < deadline, observer.seen.latency_ms
@@ -107,6 +108,7 @@ def test_boxes_come_in_the_frame_of_a_tilted_sensor(ros, eager_model):
     r.x, r.y = w * math.sin(roll / 2), z * math.sin(roll / 2)
     r.z, r.w = z * math.cos(roll / 2), w * math.cos(roll / 2)
     driver.tf_static.publish(TFMessage(transforms=[mount]))
+    driver.connect(observer, node, frame="lidar_top")
 
     points = street(3)
     inverse = type(r)(x=-r.x, y=-r.y, z=-r.z, w=r.w)
@@ -196,14 +198,16 @@ def test_a_slow_node_works_on_the_newest_cloud(ros, eager_model):
     values = observer.wait_settled(node)
     received = int(values["clouds_received"])
     # DDS itself keeps the newest only: what the node never saw it cannot count.
-    assert 0.8 * len(driver.sent) < received <= len(driver.sent)
+    assert received <= len(driver.sent)
     stamps = [o.stamp for o in observer.seen.objects]
     assert stamps == sorted(set(stamps)), "in order and once each"
     assert set(stamps) <= set(driver.sent)
     assert int(values["clouds_published"]) == len(stamps)
     assert int(values["clouds_dropped"]) == received - len(stamps)
     assert int(values["clouds_dropped_superseded"]) > 0
-    # Freshness: the clouds that were sent after the one answered, when the answer came.
-    behind = [driver.sent.index(o.stamp) for o in observer.seen.objects[answered:]]
-    gaps = [b - a for a, b in zip(behind, behind[1:])]
-    assert sum(gaps) / len(gaps) < 12, f"answers skip {gaps} clouds"
+    # Freshness: a cloud waits for the one before it at most, so it is answered in about two of the times that the node
+    # takes for each, whatever that is on this machine. In a queue a typical one of these clouds would wait for tens.
+    fresh = observer.seen.objects[answered:]
+    each = (fresh[-1].received - fresh[0].received) / (len(fresh) - 1)
+    ages = sorted(o.received - driver.sent_at[o.stamp] for o in fresh)
+    assert ages[len(ages) // 2] < 10.0 * each, f"answers every {each:.3f} s, {ages} s old"

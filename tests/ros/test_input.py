@@ -3,6 +3,7 @@
 import array
 import time
 
+import graph
 import pytest
 from peers import cloud, street, transform
 from sensor_msgs.msg import PointField
@@ -93,23 +94,32 @@ def test_broken_clouds_are_counted_and_the_next_good_one_is_answered(ros, eager_
             node,
         )
     assert len(observer.seen.objects) == len(BROKEN)
-    assert observer.seen.log, "warnings reach /rosout"
-    dropped = [log for log in observer.seen.log if log.msg.startswith("dropped: ")]
-    assert dropped and dropped[0].name.endswith("centerpoint")
+    told = lambda: [log for log in observer.seen.log if log.msg.startswith("dropped: ")]  # noqa: E731
+    dropped = observer.wait_for(told, graph.PATIENCE, "warnings on /rosout", node)
+    assert dropped[0].name.endswith("centerpoint")
     assert node.end()[0] == 0
 
 
 def test_the_first_cloud_may_come_before_its_transform(ros, eager_model):
-    """tf arrives a little after the cloud, as it does at the start of a recording."""
+    """tf arrives a little after the cloud, as it does at the start of a recording. The node waits for it, but not for
+    long; a machine that is too busy for one sensor's tf to come in that time gets another sensor."""
     observer, driver = ros.observer(), ros.driver()
     node = ros.node(eager_model)
     observer.wait_ready(node)
     driver.connect(observer, node)
-    stamp = driver.send(street(), frame="lidar")
-    time.sleep(0.05)
-    driver.tf_static.publish(TFMessage(transforms=[transform("base_link", "lidar", stamp)]))
-    (objects,) = observer.wait_for(lambda: observer.seen.objects, 20.0, "detections", node)
-    assert objects.stamp == stamp
+    stamps = []
+    for number in range(20):
+        stamp = driver.send(street(points=2_000), frame=f"lidar_{number}")
+        stamps.append(stamp)
+        time.sleep(0.05)
+        driver.tf_static.publish(TFMessage(transforms=[transform("base_link", f"lidar_{number}", stamp)]))
+        ended = lambda: observer.answered(stamp) or int(  # noqa: B023, E731
+            observer.values("input").get("clouds_dropped_no_transform", 0)
+        ) == len(stamps)  # noqa: B023
+        observer.wait_for(ended, graph.PATIENCE, "an end of the cloud", node)
+        if observer.answered(stamp):
+            break
+    assert [o.stamp for o in observer.seen.objects] == stamps[-1:], "a node that does not wait answers none"
 
 
 def test_a_cloud_without_transform_is_not_guessed_at(ros, eager_model):
@@ -186,13 +196,15 @@ def test_other_layouts_are_read_by_field_name(ros, eager_model, kind):
 
 
 def test_large_best_effort_clouds_arrive_with_the_shipped_profile(ros, eager_model):
-    """2.4 MB a cloud, best effort on both sides, at 10 Hz."""
+    """2.4 MB a cloud, best effort on both sides. Each is sent once the one before has come to something, so that a busy
+    machine loses none: those that get lost do so on the way, as half of them do without the profile."""
     observer, driver = ros.observer(markers=False), ros.driver(reliable=False)
     node = ros.node(eager_model, {"input.reliability": "best_effort"})
     observer.wait_ready(node)
     driver.connect(observer, node)
-    driver.stream(rate=10.0, seeds=2, points=150_000)
-    observer.wait_for(lambda: len(driver.sent) >= 40, 30.0, "40 clouds", node)
-    driver.pause()
-    received = int(observer.wait_settled(node)["clouds_received"])
-    assert received >= 0.8 * len(driver.sent)
+    points = [street(seed, 150_000) for seed in range(2)]
+    for number in range(20):
+        stamp = driver.send(points[number % 2])
+        observer.comes_within(lambda: observer.answered(stamp), 10.0, node)  # noqa: B023
+    received = len({o.stamp for o in observer.seen.objects})
+    assert received >= 0.9 * len(driver.sent)

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 
 import graph
 import pytest
@@ -30,7 +29,7 @@ class Statuses:
         """The first status, of those seen and to come, that is as wanted."""
         with self.changed:
             found = lambda: next((s for s in self.seen if ready(s)), None)  # noqa: E731
-            assert self.changed.wait_for(found, timeout), self.seen[-1:]
+            assert self.changed.wait_for(found, max(timeout, graph.PATIENCE)), self.seen[-1:]
             return found()
 
 
@@ -184,7 +183,8 @@ def test_models_come_by_path_by_id_and_as_files_and_are_rolled_back_one_by_one(r
 
     driver.pause()
     values = observer.wait_settled(node)
-    time.sleep(0.2)
+    published = int(values["clouds_published"])
+    observer.wait_for(lambda: len(observer.seen.objects) >= published, graph.PATIENCE, "all answers", node)
     stamps = [o.stamp for o in observer.seen.objects]
     assert stamps == sorted(set(stamps)), "in order and once each across all of that"
     received = int(values["clouds_received"])
