@@ -1,8 +1,10 @@
 //! Files that are whole or not there.
 
 use std::fs::{self, File};
-use std::io::{BufWriter, Error, ErrorKind, Result as IoResult, Write};
+use std::io::{BufWriter, Error, ErrorKind, Read, Result as IoResult, Write};
 use std::path::Path;
+
+use sha2::{Digest, Sha256};
 
 /// Removes a file or a folder, whether it is there or not.
 pub(crate) fn remove(path: &Path) -> IoResult<()> {
@@ -45,6 +47,29 @@ pub(crate) fn replace<E: From<Error>>(
     file.persist(path).map_err(|error| error.error)?;
     sync(folder)?;
     Ok(())
+}
+
+/// Feeds a file into a hash, a piece at a time: weights may be larger than memory. Returns its bytes.
+pub(crate) fn hash_into(hash: &mut Sha256, path: &Path) -> IoResult<u64> {
+    let mut file = File::open(path)?;
+    let mut piece = vec![0; 1 << 20];
+    let mut bytes = 0;
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Ok(bytes),
+            Ok(read) => {
+                hash.update(&piece[..read]);
+                bytes += read as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -24,9 +24,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
-use crate::detector::ModelDescription;
-use crate::files;
-use crate::ptq::frames::hex;
+use crate::detector::{DetectorError, ModelDescription, ModelFiles};
+use crate::files::{self, hex};
 use crate::ptq::recipe::{self, Target, has_exact_u8s8};
 use crate::ptq::report::{FileRecord, Report, ReportError};
 
@@ -73,6 +72,8 @@ pub enum StoreError {
     Damaged { path: PathBuf, reason: String },
     #[error(transparent)]
     Report(#[from] ReportError),
+    #[error(transparent)]
+    Model(#[from] Box<DetectorError>),
     #[error("{}", .0)]
     NoModel(String),
     #[error("the store {} has no model '{wanted}'; it has {}", .store.display(), list(.there))]
@@ -85,6 +86,12 @@ pub enum StoreError {
     Ambiguous { wanted: String, there: Vec<String> },
     #[error("{id} is what {} runs; change that first", list(.nodes))]
     InUse { id: String, nodes: Vec<String> },
+}
+
+impl From<DetectorError> for StoreError {
+    fn from(error: DetectorError) -> Self {
+        StoreError::Model(Box::new(error))
+    }
 }
 
 fn list(names: &[String]) -> String {
@@ -201,12 +208,65 @@ impl Version {
     }
 }
 
-/// The ONNX files of a float model, to tell whether a version was made from it.
-pub fn float_files(model: &ModelDescription) -> Result<Vec<FileRecord>, StoreError> {
-    [model.encoder_path(), model.backbone_path()]
-        .iter()
-        .map(|path| FileRecord::of(path).map_err(io("read", path)))
-        .collect()
+/// A float model as far as it tells whether a version was made from it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FloatModel {
+    /// Its ONNX files, those that hold only weights included.
+    pub files: Vec<FileRecord>,
+    /// [`ModelDescription::behaviour`]; not compared where it is not known.
+    behaviour: Option<serde_json::Value>,
+}
+
+impl FloatModel {
+    /// Reads every file of the model.
+    pub fn of(model: &ModelDescription) -> Result<Self, StoreError> {
+        Ok(FloatModel {
+            files: FileRecord::all_of(model)?,
+            behaviour: Some(model.behaviour()),
+        })
+    }
+
+    /// The model that a version was made from, as its record has it.
+    pub fn of_version(version: &Version) -> Self {
+        FloatModel {
+            files: version.float_files.clone(),
+            behaviour: None,
+        }
+    }
+
+    /// Why a version was not made from this.
+    fn differs(&self, version: &Version) -> Option<Unfit> {
+        let hashes = |files: &[FileRecord]| -> Vec<String> {
+            files.iter().map(|file| file.sha256.clone()).collect()
+        };
+        if hashes(&version.float_files) != hashes(&self.files) {
+            return Some(Unfit::OtherFloat);
+        }
+        let own = self.behaviour.as_ref()?;
+        // One that does not load does not run either, and then says why.
+        let stored = ModelDescription::load(&version.description()).ok()?;
+        let key = first_difference("", own, &stored.behaviour())?;
+        Some(Unfit::OtherDescription { key })
+    }
+}
+
+/// The first key whose value differs, with dots between the levels.
+fn first_difference(path: &str, a: &serde_json::Value, b: &serde_json::Value) -> Option<String> {
+    use serde_json::Value;
+    match (a, b) {
+        (Value::Object(x), Value::Object(y)) => {
+            let keys = x.keys().chain(y.keys().filter(|key| !x.contains_key(*key)));
+            keys.into_iter().find_map(|key| {
+                let path = match path {
+                    "" => key.clone(),
+                    path => format!("{path}.{key}"),
+                };
+                let of = |map: &serde_json::Map<_, _>| map.get(key).cloned().unwrap_or_default();
+                first_difference(&path, &of(x), &of(y))
+            })
+        }
+        _ => (a != b).then(|| path.to_owned()),
+    }
 }
 
 /// Why a stored model is not the one to run.
@@ -216,6 +276,11 @@ pub enum Unfit {
     Damaged(#[from] StoreError),
     #[error("it was made from another float model")]
     OtherFloat,
+    #[error(
+        "it was made from this float model with another description: `{key}` was changed since; \
+         calibrate again"
+    )]
+    OtherDescription { key: String },
     #[error("its recipe has format {found}, this version has {}", recipe::FORMAT)]
     Recipe { found: u32 },
     #[error(
@@ -504,8 +569,10 @@ impl ModelStore {
         let copy = incoming.path().join("model");
         fs::create_dir(&copy).map_err(io("make", &copy))?;
         fill(&copy)?;
-        // What does not load here would not load in a node.
+        // What does not load here would not load in a node; weights in files beside the graphs have to be there, too.
         ModelDescription::load(&copy)
+            .map_err(DetectorError::from)
+            .and_then(|model| ModelFiles::of(&model))
             .map_err(|error| StoreError::NoModel(format!("it is no model: {error}")))?;
         self.add(&copy, None)
     }
@@ -646,7 +713,7 @@ impl ModelStore {
 
     /// The version that a node should start with: the one it ran last, or the best one before it that is whole and
     /// fits; none, where it ran the float model.
-    pub fn pick(&self, node: &str, float: &[FileRecord]) -> Result<Pick, StoreError> {
+    pub fn pick(&self, node: &str, float: &FloatModel) -> Result<Pick, StoreError> {
         let selection = self.selection(node)?;
         match selection.runs {
             Some(_) => Ok(self.last_good(&selection, float)),
@@ -655,7 +722,7 @@ impl ModelStore {
     }
 
     /// The version that ran last, running or not, that is whole and fits.
-    pub fn last_good(&self, selection: &Selection, float: &[FileRecord]) -> Pick {
+    pub fn last_good(&self, selection: &Selection, float: &FloatModel) -> Pick {
         let mut pick = Pick::default();
         for id in &selection.good {
             match self.fit(id, selection, float) {
@@ -674,7 +741,7 @@ impl ModelStore {
         &self,
         id: &str,
         selection: &Selection,
-        float: &[FileRecord],
+        float: &FloatModel,
     ) -> Result<Version, Unfit> {
         if let Some(reason) = selection.given_up.get(id) {
             return Err(Unfit::GivenUp(reason.clone()));
@@ -688,11 +755,8 @@ impl ModelStore {
                 found: version.recipe_format,
             });
         }
-        let hashes = |files: &[FileRecord]| -> Vec<String> {
-            files.iter().map(|file| file.sha256.clone()).collect()
-        };
-        if hashes(&version.float_files) != hashes(float) {
-            return Err(Unfit::OtherFloat);
+        if let Some(unfit) = float.differs(&version) {
+            return Err(unfit);
         }
         if version.needs_exact_products && !has_exact_u8s8() {
             return Err(Unfit::Cpu);
@@ -813,12 +877,15 @@ mod tests {
         ModelStore::new(folder.join("store"), limits)
     }
 
-    fn float() -> Vec<FileRecord> {
-        vec![FileRecord {
-            file: "a.onnx".into(),
-            bytes: 3,
-            sha256: "f1".into(),
-        }]
+    fn float() -> FloatModel {
+        FloatModel {
+            files: vec![FileRecord {
+                file: "a.onnx".into(),
+                bytes: 3,
+                sha256: "f1".into(),
+            }],
+            behaviour: None,
+        }
     }
 
     /// Adds a model whose weights are `weights`.
@@ -828,7 +895,7 @@ mod tests {
         fs::create_dir(&made).unwrap();
         let mut report = crate::ptq::report::tests::sample();
         report.model = "demo".into();
-        report.float_files = float();
+        report.float_files = float().files;
         report.check.verdict.accepted = true;
         report.reduced_range = true;
         change(&mut report);
@@ -898,18 +965,16 @@ mod tests {
     fn models_that_do_not_fit_are_left_with_the_reason() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path(), 9);
-        let reason = |version: &Version, float: &[FileRecord]| {
+        let reason = |version: &Version, float: &FloatModel| {
             store.run(NODE, &version.id).unwrap();
             let pick = store.pick(NODE, float).unwrap();
             assert!(pick.skipped.iter().all(|(id, _)| ids(&store).contains(id)));
             pick.skipped[0].1.to_string()
         };
         let good = add(&store, "good", |_| ());
-        let other = FileRecord {
-            sha256: "f2".into(),
-            ..float().remove(0)
-        };
-        assert!(reason(&good, &[other]).contains("another float model"));
+        let mut other = float();
+        other.files[0].sha256 = "f2".into();
+        assert!(reason(&good, &other).contains("another float model"));
         let recipe = add(&store, "recipe", |r| r.recipe.format = 99);
         assert!(reason(&recipe, &float()).contains("format 99"));
         let refused = add(&store, "refused", |r| {

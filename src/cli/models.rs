@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::columns::{number, table};
 use crate::calibration::ModelStore;
-use crate::calibration::store::{Limits, Listing, Selection, Version, float_files};
+use crate::calibration::store::{FloatModel, Limits, Listing, Selection, Version};
 use crate::detector::ModelDescription;
 use crate::node::settings::{Settings, ros_home};
 use crate::ptq::report::{Report, date};
@@ -303,8 +303,8 @@ fn activate(
     };
     let version = store.find(wanted)?;
     let float = match for_model {
-        Some(path) => float_files(&ModelDescription::load(path)?)?,
-        None => version.float_files.clone(),
+        Some(path) => FloatModel::of(&ModelDescription::load(path)?)?,
+        None => FloatModel::of_version(&version),
     };
     // Whoever names a model knows that it was given up; everything else would only fail at the start.
     let fresh = Selection::default();

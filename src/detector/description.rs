@@ -555,6 +555,38 @@ impl ModelDescription {
             .collect()
     }
 
+    /// What decides which boxes the network finds in points, before suppression: all but names, places of files, the
+    /// frame, and [`post`](Self::post), which is the user's to change. What only warns of odd input is not in it either.
+    pub fn behaviour(&self) -> serde_json::Value {
+        let mut plain = self.clone();
+        // A path need not be text, and JSON is.
+        plain.encoder.file = PathBuf::new();
+        plain.backbone.file = PathBuf::new();
+        let mut value = serde_json::to_value(plain).unwrap_or_default();
+        let mut remove = |path: &[&str]| {
+            let (last, parents) = path.split_last()?;
+            let mut at = &mut value;
+            for parent in parents {
+                at = at.get_mut(parent)?;
+            }
+            at.as_object_mut()?.remove(*last)
+        };
+        for path in [
+            ["format"].as_slice(),
+            &["name"],
+            &["precision"],
+            &["frame"],
+            &["encoder", "file"],
+            &["backbone", "file"],
+            &["points", "intensity_max"],
+            &["grid", "ground"],
+            &["post"],
+        ] {
+            remove(path);
+        }
+        value
+    }
+
     /// Checks values against each other; the error is the key and what is wrong with it.
     pub fn check(&self) -> Result<(), (String, String)> {
         let fail = |key: &str, problem: String| Err((key.to_string(), problem));

@@ -18,6 +18,7 @@
 pub mod decode;
 pub mod description;
 mod input;
+pub mod files;
 pub mod kernels;
 pub mod nms;
 pub mod runtime;
@@ -34,11 +35,15 @@ use sha2::{Digest, Sha256};
 
 pub use decode::{HeadMaps, HeadViews};
 pub use description::{Head, ModelDescription, ModelError, Precision, TensorName};
+pub use files::ModelFiles;
 pub use runtime::{Provider, RuntimeError, RuntimeOptions};
 
 use crate::cloud::Points;
+use crate::files::{hash_into, hex};
 use crate::geometry::Detection;
+use crate::onnx::OnnxError;
 use crate::pillars::{Pillarizer, scatter};
+use files::Part;
 
 /// Why a model was refused or a frame not processed.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +52,9 @@ pub enum DetectorError {
     Model(#[from] ModelError),
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    #[error("cannot read the ONNX file {} that `{key}` names: {reason}", path.display())]
+    #[error(transparent)]
+    Onnx(#[from] OnnxError),
+    #[error("cannot read the ONNX file {} that `{key}.file` names: {reason}", path.display())]
     File {
         key: &'static str,
         path: PathBuf,
@@ -153,25 +160,24 @@ struct Graph {
 impl Graph {
     /// Opens the file and finds its tensors.
     fn open(
-        key: &'static str,
-        path: PathBuf,
-        bytes: &[u8],
+        part: &Part,
         input: &TensorName,
         outputs: &[(String, TensorName)],
         options: &RuntimeOptions,
     ) -> Result<Self, DetectorError> {
+        let (key, path) = (part.key, part.path.clone());
         let mut options = options.clone();
         if let Some(prefix) = &mut options.profile_to {
             prefix.as_mut_os_string().push(format!("_{key}"));
         }
         // From the bytes that were hashed, so that what runs is what the id says, except when the
         // graph keeps its weights in a file beside it, which only loading by path finds.
-        let session =
-            match runtime::session_from_bytes(bytes, &path.display().to_string(), &options) {
-                Ok(session) => session,
-                Err(RuntimeError::Session { .. }) => runtime::session_from_file(&path, &options)?,
-                Err(error) => return Err(error.into()),
-            };
+        let session = match part.outline.external() {
+            [] => {
+                runtime::session_from_bytes(&part.bytes, &path.display().to_string(), &options)?
+            }
+            _ => runtime::session_from_file(&path, &options)?,
+        };
         let input = find(
             &path,
             format!("{key}.input"),
@@ -320,27 +326,11 @@ impl Detector {
     /// Loads a model, checks it against its description, and runs it once on an empty cloud and
     /// once on a few pillars.
     pub fn load(model: &ModelDescription, options: &RuntimeOptions) -> Result<Self, DetectorError> {
-        let read = |key: &'static str, path: &Path| {
-            std::fs::read(path).map_err(|reason| DetectorError::File {
-                key,
-                path: path.to_path_buf(),
-                reason,
-            })
-        };
-        let encoder_bytes = read("encoder.file", &model.encoder_path())?;
-        let backbone_bytes = read("backbone.file", &model.backbone_path())?;
-        let mut hash = Sha256::new();
-        hash.update(&encoder_bytes);
-        hash.update(&backbone_bytes);
-        let id: String = hash.finalize()[..6]
-            .iter()
-            .map(|b| format!("{b:02x}"))
-            .collect();
-
+        let parts = Part::both(model)?;
+        let (id, bytes) = identity(model, &parts)?;
+        let [encoder, backbone] = parts;
         let encoder = Graph::open(
-            "encoder",
-            model.encoder_path(),
-            &encoder_bytes,
+            &encoder,
             &model.encoder.input,
             &[("encoder.output".into(), model.encoder.output.clone())],
             options,
@@ -352,9 +342,7 @@ impl Detector {
             .map(|(head, name)| (format!("backbone.outputs.{head}"), name.clone()))
             .collect();
         let backbone = Graph::open(
-            "backbone",
-            model.backbone_path(),
-            &backbone_bytes,
+            &backbone,
             &model.backbone.input,
             &heads,
             options,
@@ -366,7 +354,7 @@ impl Detector {
             encoder,
             backbone,
             spatial: Array4::zeros((1, 0, gy, gx)),
-            bytes: (encoder_bytes.len() + backbone_bytes.len()) as u64,
+            bytes,
             id,
         };
         detector.check_declared_shapes()?;
@@ -633,16 +621,44 @@ impl Detector {
         (self.pillarizer.features(), self.pillarizer.cells())
     }
 
-    /// Size of the ONNX files.
+    /// Size of the ONNX files and of those that hold their weights.
     pub fn model_bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The first 12 hexadecimal digits of the SHA-256 of encoder and backbone file: which weights
-    /// these are.
+    /// Which network this is, read in which way: the first 12 hexadecimal digits of a SHA-256 over both graphs, all
+    /// weights, wherever they lie, and [what the description says of them](ModelDescription::behaviour).
     pub fn id(&self) -> &str {
         &self.id
     }
+}
+
+/// Id and bytes of a model.
+fn identity(model: &ModelDescription, parts: &[Part]) -> Result<(String, u64), DetectorError> {
+    let mut hash = Sha256::new();
+    let mut bytes = 0;
+    // Each ends where its length says, or two files could be one that was cut elsewhere.
+    for part in parts {
+        hash.update((part.bytes.len() as u64).to_le_bytes());
+        hash.update(&part.bytes);
+        bytes += part.bytes.len() as u64;
+    }
+    let mut weighed: Vec<PathBuf> = Vec::new();
+    for part in parts {
+        for path in part.outline.files().split_off(1) {
+            let length = hash_into(&mut hash, &path).map_err(|source| OnnxError::Read {
+                file: path.clone(),
+                source,
+            })?;
+            hash.update(length.to_le_bytes());
+            if !weighed.contains(&path) {
+                bytes += length;
+                weighed.push(path);
+            }
+        }
+    }
+    hash.update(model.behaviour().to_string());
+    Ok((hex(&hash.finalize()[..6]), bytes))
 }
 
 /// One head map, if its shape is what the description makes it.

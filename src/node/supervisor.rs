@@ -25,7 +25,7 @@ use super::pipeline::{Active, Fallback, Pipeline, SwapError};
 use super::settings::Settings;
 use super::status::{Calibrating, Last, Outcome, Start, Status, Work};
 use crate::calibration::buffer::Snapshot;
-use crate::calibration::store::{Listing, Pick, Selection, StoreError, Version, float_files};
+use crate::calibration::store::{FloatModel, Listing, Pick, Selection, StoreError, Version};
 use crate::calibration::{BufferError, ModelStore};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 use crate::ptq::recipe::{BUILT_IN, Recipe, Target};
@@ -664,15 +664,13 @@ impl Supervisor {
     /// Asks the store something on a thread that may wait.
     async fn ask_store<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&ModelStore, &str, &[crate::ptq::report::FileRecord]) -> Result<T, StoreError>
-        + Send
-        + 'static,
+        read: impl FnOnce(&ModelStore, &str, &FloatModel) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, String> {
         let Paths {
             store, node, base, ..
         } = self.paths.clone();
         let task = tokio::task::spawn_blocking(move || {
-            let float = float_files(&base)?;
+            let float = FloatModel::of(&base)?;
             read(&store, &node, &float)
         });
         match task.await {
@@ -1135,7 +1133,7 @@ mod tests {
         description.save(&made.join("model.yaml")).unwrap();
         let mut report = crate::ptq::report::tests::sample();
         report.model = "demo".into();
-        report.float_files = float_files(base).unwrap();
+        report.float_files = FloatModel::of(base).unwrap().files;
         report.check.verdict.accepted = true;
         report.reduced_range = true;
         let text = serde_json::to_string(&report).unwrap();

@@ -10,6 +10,13 @@ pub enum OnnxError {
         file: PathBuf,
         source: std::io::Error,
     },
+    #[error("cannot read {external}, which holds tensor {tensor} of {file}: {source}")]
+    External {
+        file: PathBuf,
+        tensor: String,
+        external: PathBuf,
+        source: std::io::Error,
+    },
     #[error("cannot write {file}: {source}")]
     Write {
         file: PathBuf,

@@ -20,6 +20,7 @@ pub mod deconvolution;
 mod error;
 pub mod fold;
 pub mod opset;
+pub mod outline;
 pub mod proto;
 mod tensor;
 
@@ -29,6 +30,7 @@ use std::path::{Path, PathBuf};
 use prost::Message;
 
 pub use error::OnnxError;
+pub use outline::Outline;
 use proto::{
     AttributeProto, DimensionValue, GraphProto, ModelProto, NodeProto, StringStringEntryProto,
     TensorProto, TypeValue, attribute_type,
@@ -59,9 +61,7 @@ impl Model {
             source,
         })?;
         let mut proto = decode_proto(&bytes, file)?;
-        if let Some(graph) = proto.graph.as_mut() {
-            load_external_data(graph, file)?;
-        }
+        load_external_data(&mut proto, file)?;
         Self::from_proto(proto, file)
     }
 
@@ -587,57 +587,76 @@ fn inner_graph_inputs<'a>(node: &'a NodeProto, read: &mut Vec<&'a String>) {
 }
 
 /// Pulls tensors kept in files beside the model into the model, so that it can be written as one file.
-fn load_external_data(graph: &mut GraphProto, file: &Path) -> Result<(), OnnxError> {
-    for tensor in &mut graph.initializer {
+fn load_external_data(model: &mut ModelProto, file: &Path) -> Result<(), OnnxError> {
+    each_tensor(model, &mut |tensor| {
         if tensor.data_location.unwrap_or(0) != 1 {
-            continue;
+            return Ok(());
         }
         let name = tensor.name.clone().unwrap_or_default();
-        let fail = |reason: String| OnnxError::Tensor {
-            file: file.to_owned(),
-            tensor: name.clone(),
-            reason,
-        };
-        let entry = |key: &str| {
-            tensor
-                .external_data
-                .iter()
-                .find(|e| e.key.as_deref() == Some(key))
-                .and_then(|e| e.value.clone())
-        };
-        let location = entry("location").ok_or_else(|| fail("names no external file".into()))?;
-        // The location comes from the file: it may only point into the model's own folder.
-        let plain = Path::new(&location)
-            .components()
-            .all(|c| matches!(c, std::path::Component::Normal(_)));
-        if !plain {
-            return Err(fail(format!(
-                "external file \"{location}\" is outside the model's folder"
-            )));
-        }
-        let number = |key: &str| -> Result<Option<usize>, OnnxError> {
-            entry(key)
-                .map(|v| {
-                    v.parse()
-                        .map_err(|_| fail(format!("external {key} \"{v}\" is no number")))
-                })
-                .transpose()
-        };
-        let path = file.parent().unwrap_or(Path::new("")).join(&location);
-        let bytes =
-            std::fs::read(&path).map_err(|source| OnnxError::Read { file: path, source })?;
-        let start = number("offset")?.unwrap_or(0);
-        let end = match number("length")? {
-            Some(length) => start.checked_add(length),
-            None => Some(bytes.len()),
-        };
-        let raw = end
-            .and_then(|end| bytes.get(start..end))
-            .ok_or_else(|| fail(format!("external file \"{location}\" is too short")))?
-            .to_vec();
-        tensor.raw_data = Some(raw);
+        let place = outline::Place::new(&tensor.external_data, &name, file)?;
+        tensor.raw_data = Some(place.read(&name, file)?);
         tensor.external_data.clear();
         tensor.data_location = None;
+        Ok(())
+    })
+}
+
+/// Hands every tensor of a model to `change`, wherever it stands.
+fn each_tensor<E>(
+    model: &mut ModelProto,
+    change: &mut impl FnMut(&mut TensorProto) -> Result<(), E>,
+) -> Result<(), E> {
+    let training = model
+        .training_info
+        .iter_mut()
+        .flat_map(|t| t.initialization.iter_mut().chain(&mut t.algorithm));
+    for graph in model.graph.iter_mut().chain(training) {
+        each_tensor_of_graph(graph, change)?;
+    }
+    for function in &mut model.functions {
+        for attribute in &mut function.attribute_proto {
+            each_tensor_of_attribute(attribute, change)?;
+        }
+        for attribute in function.node.iter_mut().flat_map(|n| &mut n.attribute) {
+            each_tensor_of_attribute(attribute, change)?;
+        }
+    }
+    Ok(())
+}
+
+fn each_tensor_of_graph<E>(
+    graph: &mut GraphProto,
+    change: &mut impl FnMut(&mut TensorProto) -> Result<(), E>,
+) -> Result<(), E> {
+    for tensor in &mut graph.initializer {
+        change(tensor)?;
+    }
+    for sparse in &mut graph.sparse_initializer {
+        for tensor in sparse.values.iter_mut().chain(&mut sparse.indices) {
+            change(tensor)?;
+        }
+    }
+    for attribute in graph.node.iter_mut().flat_map(|n| &mut n.attribute) {
+        each_tensor_of_attribute(attribute, change)?;
+    }
+    Ok(())
+}
+
+fn each_tensor_of_attribute<E>(
+    attribute: &mut AttributeProto,
+    change: &mut impl FnMut(&mut TensorProto) -> Result<(), E>,
+) -> Result<(), E> {
+    for tensor in attribute.t.iter_mut().chain(&mut attribute.tensors) {
+        change(tensor)?;
+    }
+    let sparse = attribute.sparse_tensor.iter_mut();
+    for sparse in sparse.chain(&mut attribute.sparse_tensors) {
+        for tensor in sparse.values.iter_mut().chain(&mut sparse.indices) {
+            change(tensor)?;
+        }
+    }
+    for graph in attribute.g.iter_mut().chain(&mut attribute.graphs) {
+        each_tensor_of_graph(graph, change)?;
     }
     Ok(())
 }

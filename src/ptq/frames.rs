@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::bag::Stamp;
 use crate::cloud::{Point, Points};
+use crate::files::hex;
 
 /// One frame: what the network sees, in the model's frame, sweeps joined.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,11 +152,6 @@ impl Spool {
         }
         Ok(())
     }
-}
-
-/// Bytes as lower-case hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

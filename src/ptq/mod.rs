@@ -42,13 +42,14 @@ use sha2::{Digest, Sha256};
 use crate::detector::description::{Head, Precision, TensorName};
 use crate::detector::kernels::{Convolution, Kernels};
 use crate::detector::runtime::{self, RuntimeOptions};
-use crate::detector::{Detector, ModelDescription};
+use crate::detector::{Detector, ModelDescription, ModelFiles};
+use crate::files::hex;
 use crate::onnx::{Model, OnnxError};
 
 use calibrate::{Calibrated, Calibrator};
 use equalize::Equalization;
 use export::Quantization;
-use frames::{Role, Sample, Spool, hex};
+use frames::{Role, Sample, Spool};
 use observe::Observer;
 use plan::Plan;
 use progress::{Progress, Stage, Within, WithoutReconstruction};
@@ -316,10 +317,9 @@ where
         tracing::warn!("{layer}: weight steps widened so that its bias fits int32");
     }
     let mut int8_graph = export::qdq(graph, &quantization, settings)?;
-    let float_files = vec![
-        file_record(&model.encoder_path())?,
-        file_record(&model.backbone_path())?,
-    ];
+    let float = ModelFiles::of(model)?;
+    let float_files = report::FileRecord::of_all(&float.paths())?;
+    let float_backbone = report::FileRecord::of_all(&float.backbone)?;
     let weight_levels = quantization
         .weights
         .iter()
@@ -334,7 +334,10 @@ where
             "recipe_json",
             serde_json::to_string(recipe).unwrap_or_default(),
         ),
-        ("float_sha256", float_files[1].sha256.clone()),
+        (
+            "float_sha256",
+            report::FileRecord::joint_sha256(&float_backbone),
+        ),
         (
             "calibration_frames",
             spool.count(Role::Calibration).to_string(),
@@ -408,10 +411,7 @@ where
                 .map_or(0, |d| d.as_secs()),
         },
         float_files,
-        int8_files: vec![
-            file_record(&int8.encoder_path())?,
-            file_record(&int8.backbone_path())?,
-        ],
+        int8_files: report::FileRecord::all_of(&int8)?,
         recipe: recipe.clone(),
         reduced_range,
         changes: prepared.changes.clone(),
@@ -634,7 +634,7 @@ fn heads(model: &ModelDescription, graph: &Model) -> Result<Vec<(Head, String)>,
         .collect()
 }
 
-/// A hash over all that the reconstruction depends on.
+/// A hash over all that the reconstruction depends on: finished blocks of another run are of use only if it is the same.
 fn key(
     model: &ModelDescription,
     recipe: &Recipe,
@@ -642,16 +642,20 @@ fn key(
     spool: &Spool,
 ) -> Result<String, PtqError> {
     let mut hash = Sha256::new();
-    for part in [
-        env!("CARGO_PKG_VERSION").to_owned(),
-        serde_json::to_string(recipe).unwrap_or_default(),
-        target.to_string(),
-        spool.hash(),
-        file_record(&model.encoder_path())?.sha256,
-        file_record(&model.backbone_path())?.sha256,
-    ] {
+    let mut add = |part: &str| {
         hash.update(part);
         hash.update([0]);
+    };
+    add(env!("CARGO_PKG_VERSION"));
+    add(&format!("{recipe:?}"));
+    add(&target.to_string());
+    // The recipe may leave it to the machine.
+    add(&recipe.target(target).reduce_range.applies().to_string());
+    add(runtime::init()?.version());
+    add(&spool.hash());
+    add(&model.behaviour().to_string());
+    for file in report::FileRecord::all_of(model)? {
+        add(&file.sha256);
     }
     Ok(hex(&hash.finalize()))
 }
@@ -934,14 +938,6 @@ fn write_description(
     int8.backbone.file = file_name(&model.backbone.file);
     int8.save(&work.folder.path().join("model.yaml"))?;
     Ok(int8)
-}
-
-fn file_record(path: &Path) -> Result<report::FileRecord, PtqError> {
-    report::FileRecord::of(path).map_err(|source| PtqError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })
 }
 
 /// Seconds per stage.

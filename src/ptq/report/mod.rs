@@ -12,14 +12,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::check::Checked;
-use super::frames::{FrameRecord, hex};
+use super::frames::FrameRecord;
 use super::plan::{Changes, FloatLayer};
 use super::quantizer::Quantizer;
 use super::ranges::Extremes;
 use super::recipe::{Recipe, Target};
 use super::reconstruct::Outcome;
 use super::reconstruct::sensitivity::{Promoted, Promotion, Sensitivity};
+use crate::detector::{DetectorError, ModelDescription, ModelFiles};
 use crate::eval::AgreementCell;
+use crate::files::{hash_into, hex};
+use crate::onnx::OnnxError;
 
 pub(crate) use html::date;
 
@@ -97,14 +100,46 @@ pub struct FileRecord {
 impl FileRecord {
     /// Of a file as it is now.
     pub fn of(path: &Path) -> std::io::Result<Self> {
-        let bytes = std::fs::read(path)?;
+        let mut hash = Sha256::new();
+        let bytes = hash_into(&mut hash, path)?;
         Ok(Self {
             file: path
                 .file_name()
                 .map_or(String::new(), |n| n.to_string_lossy().into_owned()),
-            bytes: bytes.len() as u64,
-            sha256: hex(&Sha256::digest(&bytes)),
+            bytes,
+            sha256: hex(&hash.finalize()),
         })
+    }
+
+    /// Of all ONNX files of a model as they are now: the encoder's graph, the backbone's, then the files that hold
+    /// weights of them, where there are any.
+    pub fn all_of(model: &ModelDescription) -> Result<Vec<Self>, DetectorError> {
+        Self::of_all(&ModelFiles::of(model)?.paths())
+    }
+
+    /// Of several files.
+    pub(crate) fn of_all(paths: &[impl AsRef<Path>]) -> Result<Vec<Self>, DetectorError> {
+        let record = |path: &Path| {
+            Self::of(path).map_err(|source| {
+                let file = path.to_owned();
+                DetectorError::Onnx(OnnxError::Read { file, source })
+            })
+        };
+        paths.iter().map(|path| record(path.as_ref())).collect()
+    }
+
+    /// One hash for files that are one graph together: that of the file itself where there is but one.
+    pub(crate) fn joint_sha256(records: &[Self]) -> String {
+        match records {
+            [one] => one.sha256.clone(),
+            several => {
+                let mut hash = Sha256::new();
+                for record in several {
+                    hash.update(record.sha256.as_bytes());
+                }
+                hex(&hash.finalize())
+            }
+        }
     }
 }
 
