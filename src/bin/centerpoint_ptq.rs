@@ -1,5 +1,7 @@
 //! `centerpoint_ptq`: the command-line tool that needs no ROS.
 
-fn main() -> anyhow::Result<()> {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     centerpoint_ptq::cli::main()
 }

@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use anyhow::bail;
 use serde::Serialize;
 
-use super::detect::{RuntimeArgs, write_whole};
+use super::detect::RuntimeArgs;
 use super::input::FrameArgs;
+use super::output::{check_file, write_whole};
+use super::{Ended, terminal};
 use crate::cloud::Points;
+use crate::cloud::summary::InputSummary;
 use crate::detector::{Detector, ModelDescription, Timing, runtime};
 
 #[derive(clap::Args)]
@@ -92,17 +95,22 @@ struct Report {
     frames: usize,
     runs: usize,
     models: Vec<Figures>,
+    #[serde(skip_serializing_if = "InputSummary::is_clean")]
+    input: InputSummary,
     /// Median of the first model over that of the second; above 1 the second is faster.
     #[serde(skip_serializing_if = "Option::is_none")]
     speedup: Option<std::collections::BTreeMap<&'static str, f64>>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     if args.model.len() > 2 {
         bail!("--model can be given twice at the most");
     }
     if args.repeat == 0 {
         bail!("--repeat 0 measures nothing");
+    }
+    if let Some(path) = &args.json {
+        check_file(path)?;
     }
     let options = args.runtime.options();
     let mut detectors = Vec::new();
@@ -122,10 +130,23 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     let mut frame_args = args.frames.clone();
     frame_args.limit.get_or_insert(DEFAULT_FRAMES);
-    let clouds: Vec<Points> = frame_args
-        .open(detectors[0].description())?
-        .map(|frame| Ok(frame?.points))
-        .collect::<anyhow::Result<_>>()?;
+    let (intake, frames) = frame_args.open(detectors[0].description())?;
+    let mut clouds: Vec<Points> = Vec::new();
+    for frame in frames {
+        let frame = frame?;
+        // One run that is not counted: frames that a network fails on are not measured.
+        let runs = detectors.iter_mut().map(|d| d.detect(&frame.points));
+        match runs.collect::<Result<Vec<_>, _>>() {
+            Ok(found) => {
+                for (detector, inference) in detectors.iter().zip(&found) {
+                    intake.detected(inference, detector.description());
+                }
+                clouds.push(frame.points);
+            }
+            Err(error) => intake.failed(frame.stamp, &error)?,
+        }
+    }
+    let input = intake.finish()?;
     let Some(first) = clouds.first() else {
         bail!("no cloud in {}", args.frames.bag.display());
     };
@@ -194,20 +215,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         frames: clouds.len(),
         runs,
         models,
+        input,
         speedup,
     };
-    print(&report);
+    terminal::print(&text(&report))?;
     if let Some(path) = &args.json {
         write_whole(path, |file| {
             Ok(serde_json::to_writer_pretty(file, &report)?)
         })?;
     }
-    Ok(())
+    Ok(report.input.ended())
 }
 
-fn print(report: &Report) {
-    println!(
-        "ONNX Runtime {}, {}, {} threads, {} frames, {} runs of each model, milliseconds",
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "ONNX Runtime {}, {}, {} threads, {} frames, {} runs of each model, milliseconds\n",
         report.onnxruntime,
         report.provider,
         match report.threads {
@@ -218,8 +240,8 @@ fn print(report: &Report) {
         report.runs
     );
     for figures in &report.models {
-        println!(
-            "\n{} ({}, {}, {:.2} MB): {:.0} pillars, {:.1} boxes a frame",
+        text += &format!(
+            "\n{} ({}, {}, {:.2} MB): {:.0} pillars, {:.1} boxes a frame\n",
             figures.model,
             figures.precision,
             figures.id,
@@ -227,14 +249,14 @@ fn print(report: &Report) {
             figures.pillars,
             figures.detections
         );
-        println!(
-            "  {:<10}{:>9}{:>9}{:>9}{:>9}{:>9}",
+        text += &format!(
+            "  {:<10}{:>9}{:>9}{:>9}{:>9}{:>9}\n",
             "stage", "p50", "p90", "p99", "max", "mean"
         );
         for stage in STAGES {
             let p = figures.milliseconds[stage];
-            println!(
-                "  {stage:<10}{:>9.2}{:>9.2}{:>9.2}{:>9.2}{:>9.2}",
+            text += &format!(
+                "  {stage:<10}{:>9.2}{:>9.2}{:>9.2}{:>9.2}{:>9.2}\n",
                 p.p50, p.p90, p.p99, p.max, p.mean
             );
         }
@@ -244,13 +266,20 @@ fn print(report: &Report) {
             .iter()
             .map(|stage| format!("{stage} {:.2}", speedup[stage]))
             .collect();
-        println!(
-            "\nmedian of {} / median of {}: {}",
+        text += &format!(
+            "\nmedian of {} / median of {}: {}\n",
             report.models[0].precision,
             report.models[1].precision,
             ratios.join(", ")
         );
     }
+    for line in report.input.lines() {
+        text += &format!("\n{line}");
+    }
+    if !report.input.is_clean() {
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,18 +1,18 @@
 //! `centerpoint_ptq detect`: run a model over a bag and write the detections as JSON.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use ndarray::{ArrayView, Dimension};
 use serde::Serialize;
 
-use super::input::FrameArgs;
+use super::input::{FrameArgs, insert_unique};
+use super::output::{check_file, check_folder, write_whole};
+use super::{Ended, terminal};
 use crate::cloud::Points;
-use crate::cloud::frames::Placement;
+use crate::cloud::summary::InputSummary;
 use crate::detector::{Detector, ModelDescription, Provider, RuntimeOptions};
-use crate::files;
 use crate::geometry::Detection;
 
 #[derive(clap::Args)]
@@ -24,7 +24,8 @@ pub struct Args {
     frames: FrameArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
-    /// JSON file to write: {"<stamp in ns>": [{label, score, center, size_lwh, yaw, velocity}]}
+    /// JSON file to write: {"<stamp in ns>": [{label, score, center, size_lwh, yaw, velocity}]}.
+    /// Where clouds were lost, or something made the results worse, its key "input" says so
     #[arg(long)]
     out: PathBuf,
     /// Also write each frame's points, pillars, spatial features and head maps as .npy files to
@@ -79,31 +80,37 @@ impl<'a> Record<'a> {
     }
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+/// What `--out` gets.
+#[derive(Serialize)]
+struct Output<'a> {
+    #[serde(flatten)]
+    frames: BTreeMap<i64, Vec<Record<'a>>>,
+    #[serde(skip_serializing_if = "InputSummary::is_clean")]
+    input: &'a InputSummary,
+}
+
+pub fn run(args: Args) -> anyhow::Result<Ended> {
+    check_file(&args.out)?;
+    if let Some(folder) = &args.dump {
+        check_folder(folder)?;
+    }
     let model = ModelDescription::load(&args.model)?;
     let mut detector = Detector::load(&model, &args.runtime.options())?;
     let mut found: BTreeMap<i64, Vec<Record<'_>>> = BTreeMap::new();
-    let mut frames = 0usize;
     let mut milliseconds = 0.0;
-    let mut dropped = 0usize;
-    for frame in args.frames.open(&model)? {
+    let (intake, frames) = args.frames.open(&model)?;
+    for frame in frames {
         let frame = frame?;
         let stamp = frame.stamp.0;
-        if frames == 0 && frame.placement == Placement::Assumed {
-            eprintln!(
-                "warning: {} has no tf, so its points are taken to be in the model's frame {} as \
-                 they are (origin on the ground below the vehicle); place the sensor with \
-                 --sensor-pose \"x y z roll pitch yaw\"",
-                args.frames.bag.display(),
-                model.frame
-            );
-        }
-        let inference = detector
-            .detect(&frame.points)
-            .with_context(|| format!("at stamp {}", frame.stamp))?;
-        frames += 1;
+        let inference = match detector.detect(&frame.points) {
+            Ok(inference) => inference,
+            Err(error) => {
+                intake.failed(frame.stamp, &error)?;
+                continue;
+            }
+        };
+        intake.detected(&inference, &model);
         milliseconds += inference.timing.total_ms;
-        dropped += inference.dropped_pillars;
         if let Some(folder) = &args.dump {
             dump(
                 &folder.join(stamp.to_string()),
@@ -116,45 +123,25 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             .iter()
             .map(|d| Record::new(d, &model))
             .collect();
-        if found.insert(stamp, records).is_some() {
-            bail!(
-                "{} holds two clouds with the stamp {stamp}; name the topic with --topic",
-                args.frames.bag.display()
-            );
-        }
+        insert_unique(&mut found, stamp, records)?;
     }
-    if frames == 0 {
-        bail!(
-            "no cloud in {} could be used: no frame came out",
-            args.frames.bag.display()
-        );
-    }
+    let input = intake.finish()?;
+    let frames = found.len();
+    let boxes: usize = found.values().map(Vec::len).sum();
+    let output = Output {
+        frames: found,
+        input: &input,
+    };
     write_whole(&args.out, |file| {
-        serde_json::to_writer(&mut *file, &found)?;
+        serde_json::to_writer(&mut *file, &output)?;
         Ok(file.write_all(b"\n")?)
     })?;
-    let boxes: usize = found.values().map(Vec::len).sum();
-    eprintln!(
+    terminal::note(&format!(
         "{frames} frames, {boxes} boxes, {:.1} ms per frame -> {}",
         milliseconds / frames as f64,
         args.out.display()
-    );
-    if dropped > 0 {
-        eprintln!(
-            "warning: {dropped} pillars were lost to grid.max_pillars = {}; raise it in {}",
-            model.grid.max_pillars,
-            args.model.display()
-        );
-    }
-    Ok(())
-}
-
-/// Writes a file in one step: it appears complete or not at all.
-pub fn write_whole(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    files::replace(path, write).with_context(|| format!("cannot write {}", path.display()))
+    ));
+    Ok(input.ended())
 }
 
 /// Everything between points and boxes, for a comparison with another implementation.
@@ -218,19 +205,5 @@ mod tests {
             bytes[10 + header..],
             [0, 0, 128, 63, 0, 0, 0, 64, 0, 0, 64, 64]
         );
-    }
-
-    #[test]
-    fn a_file_that_fails_half_way_leaves_the_old_one() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("boxes.json");
-        std::fs::write(&path, "old").unwrap();
-        let failed = write_whole(&path, |file| {
-            file.write_all(b"new")?;
-            bail!("stopped")
-        });
-        assert!(failed.is_err());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

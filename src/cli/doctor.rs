@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::bail;
 
 use super::detect::RuntimeArgs;
+use super::{Ended, terminal};
 use crate::cloud::Points;
 use crate::detector::{Detector, ModelDescription, runtime};
 
@@ -64,7 +65,7 @@ impl Check {
 }
 
 /// Exits with an error when a check failed; warnings do not count.
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     let mut checks = vec![
         check_processor(&processor_features()),
         check_runtime(),
@@ -78,20 +79,26 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(model) = &args.model {
         checks.push(check_model(model, &args));
     }
+    let mut text = String::new();
     for check in &checks {
         let mark = match check.status {
             Status::Ok => "ok",
             Status::Warning => "warn",
             Status::Failed => "FAIL",
         };
-        println!("{mark:<5} {:<14} {}", check.name, indented(&check.finding));
+        text += &format!(
+            "{mark:<5} {:<14} {}\n",
+            check.name,
+            indented(&check.finding)
+        );
         if !check.fix.is_empty() {
-            println!("      {:<14} -> {}", "", check.fix);
+            text += &format!("      {:<14} -> {}\n", "", check.fix);
         }
     }
+    terminal::print(&text)?;
     let failed = checks.iter().filter(|c| c.status == Status::Failed).count();
     match failed {
-        0 => Ok(()),
+        0 => Ok(Ended::Done),
         1 => bail!("1 check failed"),
         n => bail!("{n} checks failed"),
     }
@@ -188,8 +195,8 @@ fn check_ros(distribution: Option<String>, prefixes: Option<std::ffi::OsString>)
     const FIX: &str =
         "source /opt/ros/<distribution>/setup.bash, or build/env.sh after scripts/setup";
     let built = match cfg!(feature = "ros2") {
-        true => "this program has its ROS 2 parts",
-        false => "this program was built without the feature ros2",
+        true => "the node and the player were built, too",
+        false => "the node and the player were not built (feature ros2)",
     };
     // Without ROS 2 parts only the node and `play` are missing, which are not in this program.
     let missing = match cfg!(feature = "ros2") {
@@ -303,7 +310,7 @@ fn check_model(path: &Path, args: &Args) -> Check {
         Err(error) => Check::bad(
             NAME,
             Status::Failed,
-            format!("{error:#}"),
+            terminal::causes(&error),
             "the message names the file and what it should hold",
         ),
     }

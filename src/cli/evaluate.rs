@@ -8,14 +8,17 @@ use anyhow::{Context, bail, ensure};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
-use super::REFUSED;
 use super::columns::{number as cell, table};
 use super::detect::RuntimeArgs;
-use super::input::{SensorPose, parse_pose};
+use super::input::{Intake, SensorPose, Strictness, insert_unique, parse_pose};
+use super::output::{check_file, write_whole};
+use super::{Ended, terminal};
 use crate::cloud::Points;
-use crate::cloud::frames::{Frames, InputOptions};
-use crate::detector::{Detector, ModelDescription, decode};
+use crate::cloud::frames::{Frame, InputOptions};
+use crate::cloud::summary::InputSummary;
+use crate::detector::{Detector, DetectorError, ModelDescription, decode};
 use crate::eval::boxes::BoxesFile;
+use crate::eval::stamps::{Pairing, TOLERANCE_NS};
 use crate::eval::truth::{ClassMap, Labels};
 use crate::eval::{
     Agreement, AgreementCell, AgreementOptions, Bands, Difference, DifferenceOptions, EvalOptions,
@@ -24,9 +27,6 @@ use crate::eval::{
 use crate::geometry::{Detection, pose_from_xyz_rpy};
 use crate::ptq::check::{Verdict, judge};
 use crate::ptq::recipe::{Gate, Recipe};
-
-/// Frames of labels and detections belong together if their stamps are no farther apart.
-pub(super) const STAMP_TOLERANCE_NS: u64 = 1_000_000;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -78,6 +78,8 @@ pub struct Args {
     /// Look at the first frames only
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    #[command(flatten)]
+    strictness: Strictness,
     #[command(flatten)]
     runtime: RuntimeArgs,
 
@@ -132,6 +134,8 @@ struct Run {
     model: String,
     /// By stamp: everything that average precision sees, and what the model reports as deployed.
     frames: BTreeMap<i64, Found>,
+    /// What a file of detections says of its own input.
+    input: Option<InputSummary>,
 }
 
 struct Found {
@@ -146,8 +150,16 @@ struct Output {
     frames: usize,
     /// Frames with detections that nobody labelled.
     unlabelled_frames: usize,
+    /// Labelled stamps that no frame has.
+    labels_without_frame: usize,
+    /// How frames and labels did not go together.
+    #[serde(skip)]
+    pairing: Option<String>,
     /// Boxes per label that mean nothing to the model.
     unmapped_labels: BTreeMap<String, usize>,
+    /// What came of the clouds, where any were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<InputSummary>,
     models: Vec<ModelOutput>,
     /// Headline AP of the second model minus the first.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -163,6 +175,9 @@ struct Output {
 #[derive(Serialize)]
 struct ModelOutput {
     model: String,
+    /// What a file of detections says of the clouds that it was made from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<InputSummary>,
     #[serde(skip_serializing_if = "Option::is_none")]
     evaluation: Option<Evaluation>,
 }
@@ -178,32 +193,35 @@ fn parse_sector(text: &str) -> Result<(f32, f32), String> {
     Ok((number(from)?, number(to)?))
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     let gate = match &args.gate {
         Some(recipe) => Some(Recipe::load(recipe)?.gate),
         None => None,
     };
-    let (classes, runs, labels) = match &args.model {
+    if let Some(path) = &args.out {
+        check_file(path)?;
+    }
+    let (classes, runs, labels, input) = match &args.model {
         Some(first) => run_models(&args, first)?,
         None => read_detections(&args)?,
     };
-    let output = compare(&args, &classes, &runs, labels.as_ref(), gate.as_ref())?;
+    let mut output = compare(&args, &classes, &runs, labels.as_ref(), gate.as_ref())?;
+    output.input = input;
     let json = serde_json::to_string_pretty(&output)?;
     if let Some(path) = &args.out {
-        std::fs::write(path, &json).with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(path, |file| Ok(file.write_all(json.as_bytes())?))?;
     }
-    if args.json {
-        println!("{json}");
-    } else {
-        print!("{}", tables(&output));
-    }
+    terminal::print(&match args.json {
+        true => json + "\n",
+        false => tables(&output),
+    })?;
     if output.verdict.is_some_and(|verdict| !verdict.accepted) {
-        std::process::exit(REFUSED);
+        return Ok(Ended::Refused);
     }
-    Ok(())
+    Ok(output.input.map_or(Ended::Done, |input| input.ended()))
 }
 
-type Runs = (Vec<String>, Vec<Run>, Option<Labels>);
+type Runs = (Vec<String>, Vec<Run>, Option<Labels>, Option<InputSummary>);
 
 /// Runs one or two models over the bag.
 fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
@@ -238,21 +256,29 @@ fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
         runs.push(Run {
             model: format!("{} ({})", model.name, model.precision),
             frames: BTreeMap::new(),
+            input: None,
         });
     }
     let sweeps = models[0].points.sweeps;
-    each_frame(args, &models[0].frame, sweeps, |stamp, points| {
-        for ((model, detector), run) in models.iter().zip(&mut detectors).zip(&mut runs) {
-            let found = detect_both_ways(detector, model, args.score_threshold, points)
-                .with_context(|| format!("{} at {stamp} ns", model.name))?;
-            run.frames.insert(stamp, found);
+    let input = each_frame(args, &models[0].frame, sweeps, |intake, frame| {
+        let (stamp, points) = (frame.stamp.0, &frame.points);
+        let mut found = Vec::new();
+        for (model, detector) in models.iter().zip(&mut detectors) {
+            match detect_both_ways(detector, model, args.score_threshold, points) {
+                Ok(by_model) => found.push(by_model),
+                Err(error) => return Ok(intake.failed(frame.stamp, &error)?),
+            }
+        }
+        // A frame counts where all models have seen it.
+        for (run, found) in runs.iter_mut().zip(found) {
+            insert_unique(&mut run.frames, stamp, found)?;
         }
         if let Some(labels) = &mut labels {
-            labels.count_points(stamp, STAMP_TOLERANCE_NS, points);
+            labels.count_points(stamp, TOLERANCE_NS, points);
         }
         Ok(())
     })?;
-    Ok((classes, runs, labels))
+    Ok((classes, runs, labels, Some(input)))
 }
 
 /// One inference, decoded twice: with a low threshold for average precision, and as deployed.
@@ -261,7 +287,7 @@ fn detect_both_ways(
     model: &ModelDescription,
     threshold: f32,
     points: &Points,
-) -> anyhow::Result<Found> {
+) -> Result<Found, DetectorError> {
     let spatial = detector.spatial_features(points)?;
     let maps = detector.heads(&spatial)?;
     let mut open = model.clone();
@@ -274,13 +300,13 @@ fn detect_both_ways(
     })
 }
 
-/// Feeds the frames of the bag, in the named frame, to `take` with their stamps.
+/// Feeds the frames of the bag, in the named frame, to `take`.
 fn each_frame(
     args: &Args,
     model_frame: &str,
     sweeps: usize,
-    mut take: impl FnMut(i64, &Points) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+    mut take: impl FnMut(&Intake, &Frame) -> anyhow::Result<()>,
+) -> anyhow::Result<InputSummary> {
     let bag = args.bag.as_deref().context("give --bag")?;
     let options = InputOptions {
         topic: args.topic.clone(),
@@ -289,21 +315,17 @@ fn each_frame(
         sweeps,
         ..InputOptions::default()
     };
-    let in_bag = || format!("in {}", bag.display());
-    let frames = Frames::open(bag, &options).with_context(in_bag)?;
+    let intake = Intake::new(args.strictness);
+    let frames = intake.open(bag, &options)?;
     let limit = args.limit.unwrap_or(usize::MAX);
     let total = frames.len_hint().map_or(0, |n| n.min(limit));
-    let progress = ProgressBar::new(total as u64);
-    let mut count = 0;
+    let progress = terminal::bar(ProgressBar::new(total as u64));
     for frame in frames.take(limit) {
-        let frame = frame.with_context(in_bag)?;
-        take(frame.stamp.0, &frame.points)?;
+        take(&intake, &frame?)?;
         progress.inc(1);
-        count += 1;
     }
     progress.finish_and_clear();
-    ensure!(count > 0, "no cloud {} could be used", in_bag());
-    Ok(())
+    Ok(intake.finish()?)
 }
 
 /// Reads one or two files of detections.
@@ -327,6 +349,10 @@ fn read_detections(args: &Args) -> anyhow::Result<Runs> {
         {
             file.frames.split_off(&end);
         }
+        let input = file.input.take().filter(|input| !input.is_clean());
+        for line in input.iter().flat_map(InputSummary::lines) {
+            terminal::warn(&format!("{}: {line}", path.display()));
+        }
         let frames = file
             .with_classes(&classes)
             .with_context(|| format!("in {}", path.display()))?
@@ -342,15 +368,17 @@ fn read_detections(args: &Args) -> anyhow::Result<Runs> {
         runs.push(Run {
             model: path.display().to_string(),
             frames,
+            input,
         });
     }
+    let mut input = None;
     if let (Some(labels), Some(_)) = (&mut labels, &args.bag) {
-        each_frame(args, &args.model_frame, 1, |stamp, points| {
-            labels.count_points(stamp, STAMP_TOLERANCE_NS, points);
+        input = Some(each_frame(args, &args.model_frame, 1, |_, frame| {
+            labels.count_points(frame.stamp.0, TOLERANCE_NS, &frame.points);
             Ok(())
-        })?;
+        })?);
     }
-    Ok((classes, runs, labels))
+    Ok((classes, runs, labels, input))
 }
 
 fn load_labels(args: &Args, classes: &[String]) -> anyhow::Result<Option<Labels>> {
@@ -400,11 +428,24 @@ fn compare(
             .join(" and ")
     );
     let mut results: Vec<Vec<FrameResult>> = runs.iter().map(|_| Vec::new()).collect();
-    let mut unlabelled = 0;
+    let pairing = labels.map(|labels| {
+        let labelled = labels.frames().map(|(stamp, _)| stamp);
+        Pairing::new(shared.iter().copied(), labelled)
+    });
+    let problem = pairing
+        .as_ref()
+        .and_then(|pairing| pairing.problem("labels"));
+    if let (Some(pairing), Some(truth)) = (&pairing, &args.truth) {
+        ensure!(
+            pairing.matched > 0,
+            "{}: {}",
+            truth.display(),
+            problem.as_deref().unwrap_or("there are no frames")
+        );
+    }
     if let Some(labels) = labels {
         for stamp in &shared {
-            let Some((_, truths)) = labels.nearest(*stamp, STAMP_TOLERANCE_NS) else {
-                unlabelled += 1;
+            let Some((_, truths)) = labels.nearest(*stamp, TOLERANCE_NS) else {
                 continue;
             };
             for (run, result) in runs.iter().zip(&mut results) {
@@ -414,14 +455,6 @@ fn compare(
                 });
             }
         }
-        ensure!(
-            unlabelled < shared.len(),
-            "none of the {} frames with detections has labels: the first is at {} ns, the labels \
-             start at {} ns",
-            shared.len(),
-            shared.first().copied().unwrap_or_default(),
-            labels.frames().next().map_or(0, |(stamp, _)| stamp)
-        );
     }
     let frames = if labels.is_some() {
         results[0].len()
@@ -468,18 +501,22 @@ fn compare(
     };
     Ok(Output {
         frames,
-        unlabelled_frames: unlabelled,
+        unlabelled_frames: pairing.as_ref().map_or(0, Pairing::idle_frames),
+        labels_without_frame: pairing.as_ref().map_or(0, |pairing| pairing.idle_labels),
+        pairing: problem,
         unmapped_labels: labels.map_or_else(BTreeMap::new, |l| {
             l.unmapped()
                 .into_iter()
                 .map(|(label, count)| (label.to_string(), count))
                 .collect()
         }),
+        input: None,
         models: runs
             .iter()
             .zip(&results)
             .map(|(run, result)| ModelOutput {
                 model: run.model.clone(),
+                input: run.input.clone(),
                 evaluation: labels
                     .is_some()
                     .then(|| evaluate(result, classes, &options)),
@@ -541,8 +578,11 @@ fn tables(output: &Output) -> String {
         }
         text.push('\n');
     }
-    if output.unlabelled_frames > 0 {
-        text += &format!("{} frames have no labels\n", output.unlabelled_frames);
+    if let Some(problem) = &output.pairing {
+        text += &format!("{problem}\n");
+    }
+    for line in output.input.iter().flat_map(InputSummary::lines) {
+        text += &format!("{line}\n");
     }
     if !output.unmapped_labels.is_empty() {
         let names: Vec<String> = output

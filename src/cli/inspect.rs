@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
+use super::{Ended, terminal};
 use crate::bag::msg::{Message, PointCloud2, PointField, TfMessage};
 use crate::bag::{Reader, Stamp};
 use crate::cloud::{DecodeOptions, decode_with_stats};
@@ -24,14 +25,16 @@ pub struct Args {
     check: bool,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     let path = &args.path;
     let is_onnx = path.extension().is_some_and(|ending| ending == "onnx");
     if is_onnx && path.is_file() {
-        return print(&args, &inspect_onnx(path)?, OnnxSummary::text);
+        print(&args, &inspect_onnx(path)?, OnnxSummary::text)?;
+        return Ok(Ended::Done);
     }
     if let Some(model) = model_file(path) {
-        return print(&args, &inspect_model(&model)?, ModelSummary::text);
+        print(&args, &inspect_model(&model)?, ModelSummary::text)?;
+        return Ok(Ended::Done);
     }
     let summary = inspect_bag(path, args.check)?;
     print(&args, &summary, BagSummary::text)?;
@@ -41,15 +44,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         "{}: {damaged} error(s), listed above",
         path.display()
     );
-    Ok(())
+    Ok(Ended::Done)
 }
 
 fn print<T: Serialize>(args: &Args, summary: &T, text: fn(&T) -> String) -> anyhow::Result<()> {
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(summary)?),
-        false => print!("{}", text(summary)),
-    }
-    Ok(())
+    terminal::print(&match args.json {
+        true => serde_json::to_string_pretty(summary)? + "\n",
+        false => text(summary),
+    })
 }
 
 /// The model description that a path stands for, if it is one of a model.
@@ -276,7 +278,7 @@ fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
         if topic.type_name == PointCloud2::TYPE && topic.count != Some(0) {
             match first_cloud(&reader, &topic.name) {
                 Ok(cloud) => summary.first_cloud = cloud,
-                Err(error) => summary.error = Some(format!("{error:#}")),
+                Err(error) => summary.error = Some(terminal::causes(&error)),
             }
         }
         topics.push(summary);

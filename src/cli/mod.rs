@@ -1,4 +1,9 @@
 //! The `centerpoint_ptq` command line: one module per subcommand.
+//!
+//! [`terminal`] is the only one that prints, [`input`] the only one that reads clouds, and [`output`]
+//! knows before the work what cannot be written after it.
+
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod bench;
 mod columns;
@@ -8,25 +13,60 @@ pub mod evaluate;
 pub mod input;
 pub mod inspect;
 pub mod models;
-#[cfg(feature = "ros2")]
+pub mod output;
 pub mod play;
+#[cfg(feature = "ros2")]
+pub mod player;
 pub mod quantize;
 pub mod render;
 pub mod report;
 pub mod select;
 pub mod simulate;
+pub mod terminal;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// Exit code where the gate refuses a model, which is written all the same.
-const REFUSED: i32 = 3;
+/// How a subcommand ended that did its work. One that did not is an error, and its exit code 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    Done,
+    /// The gate refuses the model, which is written all the same.
+    Refused,
+    /// What was to be written is, but some of the input was lost.
+    WithLosses,
+    /// Nothing was written, as asked for by a signal.
+    Cancelled,
+}
+
+impl Ended {
+    pub fn code(self) -> u8 {
+        match self {
+            Ended::Done => 0,
+            Ended::Refused => 3,
+            Ended::WithLosses => 4,
+            Ended::Cancelled => 130,
+        }
+    }
+}
 
 /// CenterPoint LiDAR detection that quantizes itself to INT8 with LiDAR-PTQ.
 #[derive(Parser)]
 #[command(name = "centerpoint_ptq", version)]
 struct Cli {
+    #[command(flatten)]
+    global: Global,
     #[command(subcommand)]
     command: Command,
+}
+
+/// What every subcommand takes.
+#[derive(clap::Args)]
+struct Global {
+    /// Say nothing but errors on standard error. Without it, RUST_LOG chooses what is said
+    #[arg(long, global = true)]
+    quiet: bool,
 }
 
 // Made once per process, so its size does not matter.
@@ -56,13 +96,14 @@ enum Command {
     /// Check that this machine has what the tool and the node need
     Doctor(doctor::Args),
     /// Publish a bag to the ROS 2 graph at its own rate
-    #[cfg(feature = "ros2")]
     Play(play::Args),
 }
 
 /// Parses the process arguments and runs the subcommand.
-pub fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    terminal::install(cli.global.quiet);
+    exit(match cli.command {
         Command::Detect(args) => detect::run(args),
         Command::Quantize(args) => quantize::run(args),
         Command::Select(args) => select::run(args),
@@ -74,7 +115,20 @@ pub fn main() -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Models(args) => models::run(args),
         Command::Doctor(args) => doctor::run(args),
-        #[cfg(feature = "ros2")]
-        Command::Play(args) => play::run(args),
-    }
+        Command::Play(_) => play::run(),
+    })
+}
+
+/// Says why there is no result, with each cause once, and what warnings there were more of. A
+/// backtrace is for a panic; a refusal is none.
+fn exit(result: anyhow::Result<Ended>) -> ExitCode {
+    let code = match result {
+        Ok(ended) => ended.code(),
+        Err(error) => {
+            terminal::error(&terminal::causes(&error));
+            1
+        }
+    };
+    terminal::finish();
+    ExitCode::from(code)
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{bail, ensure};
 use serde_json::{Value, json};
 
+use super::Ended;
 use super::columns::{number, table};
+use super::terminal::print;
 use crate::calibration::ModelStore;
 use crate::calibration::store::{FloatModel, Limits, Listing, Selection, Version};
 use crate::detector::ModelDescription;
@@ -63,7 +65,7 @@ enum Command {
     },
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     let root = match args.store {
         Some(root) => root,
         None => Settings::default().store_folder(&ros_home()),
@@ -73,13 +75,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     match args.command {
         Command::List { json, check } => list(&store, json, check),
         Command::Compare { first, second } => {
-            print!("{}", compare(&store.find(&first)?, &store.find(&second)?)?);
-            Ok(())
+            print(&compare(&store.find(&first)?, &store.find(&second)?)?)
         }
-        Command::Add { folder } => {
-            println!("added {}", store.import(&folder)?.id);
-            Ok(())
-        }
+        Command::Add { folder } => print(&format!("added {}\n", store.import(&folder)?.id)),
         Command::Activate {
             model,
             node,
@@ -88,10 +86,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         } => activate(&store, model.as_deref(), node, for_model.as_deref()),
         Command::Remove { models } => models.iter().try_for_each(|wanted| {
             let version = store.remove(wanted)?;
-            println!("removed {}", version.id);
-            Ok(())
+            print(&format!("removed {}\n", version.id))
         }),
-    }
+    }?;
+    Ok(Ended::Done)
 }
 
 fn list(store: &ModelStore, json: bool, check: bool) -> anyhow::Result<()> {
@@ -109,12 +107,13 @@ fn list(store: &ModelStore, json: bool, check: bool) -> anyhow::Result<()> {
             "nodes": selections.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
             "problems": problems,
         });
-        println!("{}", serde_json::to_string_pretty(&text)?);
+        print(&(serde_json::to_string_pretty(&text)? + "\n"))?;
     } else {
-        print!("{}", listing(store, &versions, &selections));
+        let mut text = listing(store, &versions, &selections);
         for problem in &problems {
-            println!("! {problem}");
+            text += &format!("! {problem}\n");
         }
+        print(&text)?;
     }
     ensure!(
         problems.is_empty(),
@@ -298,8 +297,7 @@ fn activate(
     };
     let Some(wanted) = wanted else {
         store.run_float(&node)?;
-        println!("{node} starts with its float model");
-        return Ok(());
+        return print(&format!("{node} starts with its float model\n"));
     };
     let version = store.find(wanted)?;
     let float = match for_model {
@@ -312,8 +310,7 @@ fn activate(
         .fit(&version.id, &fresh, &float)
         .map_err(|unfit| anyhow::anyhow!("{} cannot be activated: {unfit}", version.id))?;
     store.run(&node, &version.id)?;
-    println!("{node} starts with {}", version.id);
-    Ok(())
+    print(&format!("{node} starts with {}\n", version.id))
 }
 
 fn only_node(store: &ModelStore) -> anyhow::Result<String> {

@@ -1,8 +1,8 @@
 //! `centerpoint_ptq quantize`: turn a float model into an INT8 one from the frames of a bag.
 //!
-//! Exit codes: 0 the model is written and passed the gate, 3 it is written but the gate refused it (the report says
-//! why), 130 cancelled by SIGINT or SIGTERM with nothing written, 1 any other failure with nothing written, 2 wrong
-//! arguments.
+//! Exit codes: 0 the model is written and passed the gate, 4 the same, but some of the clouds were lost, 3 it is written
+//! but the gate refused it (the report says why), 130 cancelled by SIGINT or SIGTERM with nothing written, 1 any other
+//! failure with nothing written, 2 wrong arguments.
 
 use std::cell::Cell;
 use std::io::{IsTerminal, Write};
@@ -16,21 +16,20 @@ use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::REFUSED;
-use super::input::InputArgs;
+use super::input::{InputArgs, InputError, Intake};
+use super::output::check_folder;
+use super::{Ended, terminal};
 use crate::bag::Reader;
 use crate::calibration::Policy;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
-use crate::cloud::frames::{FrameError, Frames, InputOptions};
+use crate::cloud::frames::{FrameError, InputOptions};
+use crate::cloud::summary::InputSummary;
 use crate::detector::ModelDescription;
 use crate::ptq::frames::{Role, Sample};
 use crate::ptq::progress::{Progress, Silent, Stage, Step};
 use crate::ptq::recipe::{FrameSettings, Recipe, Target};
 use crate::ptq::report::Report;
 use crate::ptq::{PtqError, quantize};
-
-/// Exit code after SIGINT or SIGTERM.
-const CANCELLED: i32 = 130;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -82,7 +81,7 @@ enum ProgressKind {
     None,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     let stop = watch_signals()?;
     let too_much = match args.max_memory_mb {
         Some(megabytes) => Some(limit_memory(megabytes, stop.clone())?),
@@ -98,65 +97,76 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     {
         result = Err(anyhow::anyhow!("{reason}; nothing was written"));
     }
-    let code = match &result {
-        Ok(report) if report.check.verdict.accepted => 0,
-        Ok(_) => REFUSED,
-        Err(error) if is_cancelled(error) => CANCELLED,
-        Err(_) => 1,
-    };
     match result {
-        Ok(report) => {
+        Ok((report, input)) => {
             let verdict = &report.check.verdict;
             let text = match kind {
                 ProgressKind::Json => {
                     let out = args.out.display().to_string();
-                    json!({"event": "done", "out": out, "verdict": verdict}).to_string() + "\n"
+                    let event =
+                        json!({"event": "done", "out": out, "verdict": verdict, "input": input});
+                    event.to_string() + "\n"
                 }
-                _ => format!("{}wrote {}\n", report.summary(), args.out.display()),
+                _ => {
+                    let mut text = report.summary();
+                    for line in input.lines() {
+                        text += &format!("{line}\n");
+                    }
+                    format!("{text}wrote {}\n", args.out.display())
+                }
             };
-            // The model is there; a reader that has gone away is no reason to fail.
-            let _ = std::io::stdout().write_all(text.as_bytes());
+            // The model is there; a standard output that is not is no reason to fail.
+            let _ = terminal::print(&text);
+            Ok(match verdict.accepted {
+                true => input.ended(),
+                false => Ended::Refused,
+            })
         }
         Err(error) => {
+            let message = terminal::causes(&error);
             if kind == ProgressKind::Json {
-                let event = json!({"event": "error", "message": format!("{error:#}")});
-                let _ = writeln!(std::io::stdout(), "{event}");
+                let event = json!({"event": "error", "message": message});
+                let _ = terminal::print(&format!("{event}\n"));
             }
-            if code == 1 {
+            if !is_cancelled(&error) {
                 return Err(error);
             }
-            eprintln!("{error:#}");
+            terminal::note(&message);
+            Ok(Ended::Cancelled)
         }
     }
-    if code != 0 {
-        std::process::exit(code);
-    }
-    Ok(())
 }
 
 fn is_cancelled(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<PtqError>(), Some(PtqError::Cancelled))
 }
 
-type Samples = Box<dyn Iterator<Item = Result<Sample, FrameError>>>;
+type Samples = Box<dyn Iterator<Item = Result<Sample, InputError>>>;
 
 /// At most about `max` frames of a bag, spread over it.
 ///
 /// In the bag of a node's calibration buffer, the frames that check the calibration have a topic of their own.
-fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, FrameError> {
-    let reader = Reader::open(bag)?;
+fn samples(
+    intake: &Intake,
+    bag: &Path,
+    input: &InputOptions,
+    max: usize,
+) -> Result<Samples, InputError> {
+    let reader = Reader::open(bag).map_err(|error| InputError::Open {
+        bag: bag.into(),
+        source: Box::new(FrameError::from(error)),
+    })?;
     let has = |name: &str| reader.topics().iter().any(|topic| topic.name == name);
     let roles = [
         (CALIBRATION_TOPIC, Role::Calibration),
         (HELD_OUT_TOPIC, Role::HeldOut),
     ];
     if input.topic.is_some() || !roles.iter().any(|(topic, _)| has(topic)) {
-        let frames = Frames::open(bag, input)?;
+        let frames = intake.open(bag, input)?;
         // A bag that does not say how much it holds is read from its start.
         let stride = frames.len_hint().map_or(1, |n| (n / max).max(1));
-        return Ok(Box::new(
-            frames.step_by(stride).map(|frame| frame.map(Sample::from)),
-        ));
+        let frames = frames.every(stride);
+        return Ok(Box::new(frames.map(|frame| frame.map(Sample::from))));
     }
     let mut all: Samples = Box::new(std::iter::empty());
     let of_role = |name: &str| roles.iter().any(|(topic, _)| *topic == name);
@@ -168,7 +178,7 @@ fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, Fram
             topic: Some(topic.into()),
             ..input.clone()
         };
-        let frames = Frames::open(bag, &input)?.step_by(stride);
+        let frames = intake.open(bag, &input)?.every(stride);
         all =
             Box::new(all.chain(
                 frames.map(move |frame| frame.map(|frame| in_role(Sample::from(frame), role))),
@@ -185,24 +195,25 @@ fn samples_and_check(
     args: &Args,
     model: &ModelDescription,
     frames: &FrameSettings,
+    intake: &Intake,
     left_out: Rc<Cell<usize>>,
-) -> anyhow::Result<Samples> {
-    let unreadable = |bag: &Path| format!("cannot read clouds from {}", bag.display());
+) -> Result<Samples, InputError> {
     let input = args.input.options(model);
     let Some(buffer) = &args.check_buffer else {
-        let all = samples(&args.bag, &input, frames.max);
-        return all.with_context(|| unreadable(&args.bag));
+        return samples(intake, &args.bag, &input, frames.max);
     };
     let held_out = (frames.max / frames.hold_out_every).max(frames.min_held_out);
     let held_out_topic = args.input.buffered(model, HELD_OUT_TOPIC);
-    let check = || Frames::open(buffer, &held_out_topic).with_context(|| unreadable(buffer));
+    // Read once for the stamps alone; what is lost is told when the frames are read to be used.
+    let once = Intake::silent();
     let mut stamps = Vec::new();
-    for frame in check()? {
-        stamps.push(frame.with_context(|| unreadable(buffer))?.stamp);
+    for frame in once.open(buffer, &held_out_topic)? {
+        stamps.push(frame?.stamp);
     }
     let stride = stamps.len().div_ceil(held_out).max(1);
-    let check = check()?
-        .step_by(stride)
+    let check = intake
+        .open(buffer, &held_out_topic)?
+        .every(stride)
         .map(|frame| frame.map(|frame| in_role(Sample::from(frame), Role::HeldOut)));
 
     let to_calibrate = frames.max.saturating_sub(held_out).max(1);
@@ -213,8 +224,7 @@ fn samples_and_check(
                 .iter()
                 .any(|stamp| sample.stamp.seconds_since(*stamp).abs() < gap)
     };
-    let calibration = samples(&args.bag, &input, to_calibrate)
-        .with_context(|| unreadable(&args.bag))?
+    let calibration = samples(intake, &args.bag, &input, to_calibrate)?
         .filter(move |sample| {
             let leave = sample.as_ref().is_ok_and(&neighbour);
             left_out.set(left_out.get() + usize::from(leave));
@@ -232,7 +242,7 @@ fn in_role(sample: Sample, role: Role) -> Sample {
     }
 }
 
-fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
+fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<(Report, InputSummary)> {
     let mut recipe = Recipe::load_or_default(args.recipe.as_deref())?;
     if let Some(max) = args.max_frames {
         recipe.frames.max = max as usize;
@@ -240,10 +250,11 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
     if let Some(threads) = args.threads {
         recipe.threads = threads;
     }
-    let model = ModelDescription::load(&args.model)?;
-    let left_out = Rc::default();
-    let frames = samples_and_check(args, &model, &recipe.frames, Rc::clone(&left_out))?;
     let out = &args.out;
+    check_folder(out)?;
+    let model = ModelDescription::load(&args.model)?;
+    let (intake, left_out) = (Intake::new(args.input.strictness), Rc::default());
+    let frames = samples_and_check(args, &model, &recipe.frames, &intake, Rc::clone(&left_out))?;
     let mut bar;
     let mut lines;
     let mut silent = Stoppable(stop.clone());
@@ -265,13 +276,19 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         _ => &mut silent,
     };
     let made = quantize(&model, frames, &recipe, args.target, out, progress);
-    made.map_err(|error| match (&error, left_out.get()) {
+    // Where no frame came out, the reason is a better one than that there are too few.
+    let used = match &made {
+        Ok(_) | Err(PtqError::TooFewFrames { .. }) => intake.finish()?,
+        Err(_) => InputSummary::default(),
+    };
+    let report = made.map_err(|error| match (&error, left_out.get()) {
         (PtqError::TooFewFrames { .. }, count @ 1..) => anyhow::Error::new(error).context(format!(
             "{count} frames were left out, since they are frames that the buffer holds out, or within {} s of one",
             Policy::default().gap_s
         )),
         _ => error.into(),
-    })
+    })?;
+    Ok((report, used))
 }
 
 /// Raises the flag once the process holds more memory than this, and ends it where that does not help soon. The value
@@ -306,7 +323,7 @@ fn limit_memory(megabytes: u64, stop: Arc<AtomicBool>) -> anyhow::Result<Arc<Onc
                     // Held until the end: this is the last word.
                     let mut last = std::io::stdout().lock();
                     let _ = writeln!(last, "{event}").and_then(|()| last.flush());
-                    eprintln!("{message}");
+                    terminal::error(message);
                     end_at_once(1);
                 }
             }
@@ -341,7 +358,7 @@ fn watch_parent(parent: i32, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
             }
             stop.store(true, Ordering::Relaxed);
             std::thread::sleep(PATIENCE);
-            end_at_once(CANCELLED);
+            end_at_once(Ended::Cancelled.code().into());
         })?;
     Ok(())
 }
@@ -374,7 +391,7 @@ fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
                         _ = terminate.recv() => {}
                     }
                     if flag.swap(true, Ordering::Relaxed) {
-                        end_at_once(CANCELLED);
+                        end_at_once(Ended::Cancelled.code().into());
                     }
                 }
             });
@@ -400,7 +417,7 @@ struct Bar {
 
 impl Bar {
     fn new(stop: Arc<AtomicBool>) -> anyhow::Result<Self> {
-        let bar = ProgressBar::new(1000);
+        let bar = terminal::bar(ProgressBar::new(1000));
         bar.set_style(ProgressStyle::with_template(
             "{prefix:>8} [{bar:40}] {percent:>3} % {elapsed} gone, {eta} to go  {msg}",
         )?);

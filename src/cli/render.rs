@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
-use super::evaluate::STAMP_TOLERANCE_NS;
-use super::input::{SensorPose, parse_pose};
-use crate::cloud::frames::{Frames, InputOptions};
+use super::input::{Intake, SensorPose, Strictness, parse_pose};
+use super::output::{check_file, write_whole};
+use super::{Ended, terminal};
+use crate::cloud::frames::InputOptions;
 use crate::eval::boxes::BoxesFile;
+use crate::eval::stamps::{Pairing, TOLERANCE_NS};
 use crate::eval::truth::{ClassMap, Labels};
 use crate::geometry::Box3d;
 use crate::render::{AMBER, BevOptions, BoxLayer, CYAN, GREEN, bev};
@@ -37,6 +39,8 @@ pub struct Args {
     /// Sweeps to draw, the newest included
     #[arg(long, value_name = "N", default_value_t = 1)]
     sweeps: usize,
+    #[command(flatten)]
+    strictness: Strictness,
 
     /// Detections to draw: a file of `detect`
     #[arg(long, value_name = "JSON")]
@@ -99,7 +103,8 @@ fn parse_view(text: &str) -> Result<View, String> {
     }
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
+    check_file(&args.out)?;
     let options = InputOptions {
         topic: args.topic.clone(),
         model_frame: Some(args.model_frame.clone()),
@@ -108,11 +113,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         ..InputOptions::default()
     };
     let in_bag = || format!("in {}", args.bag.display());
-    let frames = Frames::open(&args.bag, &options).with_context(in_bag)?;
+    let intake = Intake::new(args.strictness);
+    let frames = intake.open(&args.bag, &options)?;
     let mut wanted = None;
     let mut seen = Vec::new();
     for (i, frame) in frames.enumerate() {
-        let frame = frame.with_context(in_bag)?;
+        let frame = frame?;
         let found = match args.stamp {
             Some(stamp) => frame.stamp.0 == stamp,
             None => i == args.frame,
@@ -123,6 +129,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
         seen.push(frame.stamp.0);
     }
+    let input = intake.finish()?;
     let frame = match (wanted, args.stamp) {
         (Some(frame), _) => frame,
         (None, Some(stamp)) => bail!(
@@ -144,9 +151,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut layers = Vec::new();
     if let Some(path) = &args.labels {
         let labels = Labels::load(path, &ClassMap::default())?;
-        let (_, truths) = labels
-            .nearest(stamp, STAMP_TOLERANCE_NS)
-            .with_context(|| format!("{} has no labels at {stamp} ns", path.display()))?;
+        let Some((_, truths)) = labels.nearest(stamp, TOLERANCE_NS) else {
+            return Err(unpaired(
+                "labels",
+                path,
+                stamp,
+                labels.frames().map(|(stamp, _)| stamp),
+            ));
+        };
         let boxes = truths.iter().map(|t| t.bbox).collect();
         layers.push(BoxLayer::new("labels", boxes, GREEN).dashed());
     }
@@ -183,14 +195,17 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         );
         options.scale = scale;
     }
-    bev(&frame.points, &layers, &options)
-        .save_with_format(&args.out, image::ImageFormat::Png)
-        .with_context(|| format!("cannot write {}", args.out.display()))?;
+    let picture = bev(&frame.points, &layers, &options);
+    let mut png = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut png, image::ImageFormat::Png)
+        .context("cannot make the PNG")?;
+    write_whole(&args.out, |file| Ok(file.write_all(png.get_ref())?))?;
     let counts: Vec<String> = layers
         .iter()
         .map(|l| format!("{} {}", l.boxes.len(), l.label))
         .collect();
-    eprintln!(
+    terminal::note(&format!(
         "frame at {stamp} ns: {} points; boxes: {} -> {}",
         frame.points.0.len(),
         if counts.is_empty() {
@@ -199,16 +214,28 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             counts.join(", ")
         },
         args.out.display()
-    );
-    Ok(())
+    ));
+    Ok(input.ended())
+}
+
+/// Nothing in a file belongs to the frame at a stamp.
+fn unpaired(
+    what: &str,
+    path: &Path,
+    stamp: i64,
+    stamps: impl Iterator<Item = i64>,
+) -> anyhow::Error {
+    let problem = Pairing::new([stamp], stamps).problem(what);
+    let problem = problem.unwrap_or_else(|| format!("no {what} belong to the frame at {stamp} ns"));
+    anyhow::anyhow!("{}: {problem}", path.display())
 }
 
 /// The boxes of the frame at a stamp.
 fn boxes_at(path: &Path, stamp: i64, min_score: f32) -> anyhow::Result<Vec<Box3d>> {
     let frames: BTreeMap<i64, _> = BoxesFile::load(path)?.frames;
-    let found = frames
-        .get(&stamp)
-        .with_context(|| format!("{} has no detections at {stamp} ns", path.display()))?;
+    let Some(found) = frames.get(&stamp) else {
+        return Err(unpaired("detections", path, stamp, frames.keys().copied()));
+    };
     Ok(found
         .iter()
         .filter(|d| d.score >= min_score)

@@ -1,9 +1,9 @@
 //! `centerpoint_ptq report`: make the page of a quantization again from its stored report.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::detect::write_whole;
+use super::output::{check_file, write_whole};
+use super::{Ended, terminal};
 use crate::ptq::report::{PAGE_FILE, Report};
 
 #[derive(clap::Args)]
@@ -26,23 +26,22 @@ enum Format {
     Text,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
+    if let Some(out) = &args.out {
+        check_file(out)?;
+    }
     let report = Report::load(&args.report)?;
     match (args.format, args.out) {
-        (Format::Html, out) => write(&out.unwrap_or_else(|| beside(&args.report)), &report.page()),
-        (Format::Text, Some(out)) => write(&out, &report.summary()),
-        (Format::Text, None) => {
-            // A reader that has gone away is no reason to fail.
-            let _ = std::io::stdout().write_all(report.summary().as_bytes());
-            Ok(())
-        }
+        (Format::Html, out) => write(&out.unwrap_or_else(|| beside(&args.report)), &report.page())?,
+        (Format::Text, Some(out)) => write(&out, &report.summary())?,
+        (Format::Text, None) => terminal::print(&report.summary())?,
     }
+    Ok(Ended::Done)
 }
 
 fn write(out: &Path, text: &str) -> anyhow::Result<()> {
     write_whole(out, |file| Ok(file.write_all(text.as_bytes())?))?;
-    println!("wrote {}", out.display());
-    Ok(())
+    terminal::print(&format!("wrote {}\n", out.display()))
 }
 
 fn beside(report: &Path) -> PathBuf {

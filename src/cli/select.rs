@@ -9,6 +9,8 @@ use anyhow::{Context, ensure};
 
 use super::detect::RuntimeArgs;
 use super::input::FrameArgs;
+use super::output::check_new_folder;
+use super::{Ended, terminal};
 use crate::calibration::selection::Choice;
 use crate::calibration::{CalibrationBuffer, Policy};
 use crate::detector::{Detector, ModelDescription};
@@ -42,23 +44,14 @@ pub struct Args {
     per_place: usize,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
     let Args { out, .. } = &args;
-    ensure!(
-        !out.exists(),
-        "{} exists already; choose another folder, or remove it",
-        out.display()
-    );
+    check_new_folder(out)?;
     let parent = match out.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     };
     let context = || format!("cannot write {}", out.display());
-    std::fs::create_dir_all(&parent).with_context(context)?;
-    let folder = tempfile::Builder::new()
-        .prefix(".select-")
-        .tempdir_in(&parent)
-        .with_context(context)?;
     let policy = Policy {
         choice: args.choice,
         max_frames: args.max_frames as usize,
@@ -70,19 +63,32 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     let model = ModelDescription::load(&args.model)?;
     let mut detector = Detector::load(&model, &args.runtime.options())?;
+    let (intake, frames) = args.frames.open(&model)?;
+    std::fs::create_dir_all(&parent).with_context(context)?;
+    let folder = tempfile::Builder::new()
+        .prefix(".select-")
+        .tempdir_in(&parent)
+        .with_context(context)?;
     let buffer = CalibrationBuffer::open(folder.path(), policy).with_context(context)?;
-    let bar = indicatif::ProgressBar::new_spinner().with_style(
+    let bar = terminal::bar(indicatif::ProgressBar::new_spinner().with_style(
         indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?,
-    );
-    for frame in args.frames.open(&model)? {
+    ));
+    let mut read = 0;
+    for frame in frames {
         let frame = Arc::new(frame?);
         bar.inc(1);
+        read += 1;
         if !buffer.is_due(frame.stamp) {
             continue;
         }
-        let found = detector
-            .detect(&frame.points)
-            .with_context(|| format!("at stamp {}", frame.stamp))?;
+        let found = match detector.detect(&frame.points) {
+            Ok(found) => found,
+            Err(error) => {
+                intake.failed(frame.stamp, &error)?;
+                continue;
+            }
+        };
+        intake.detected(&found, &model);
         buffer.offer(&frame, &found.detections, model.classes.len());
         buffer.settle();
         if let Some(problem) = buffer.fill().problem {
@@ -90,6 +96,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
+    let input = intake.finish()?;
     let snapshot = buffer.snapshot()?;
     let fill = buffer.fill();
     ensure!(
@@ -98,17 +105,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         args.frames.bag.display()
     );
     std::fs::rename(&snapshot.bag, out).with_context(context)?;
-    println!(
-        "{}: {} frames to calibrate with and {} to check with, of {}; diversity {:.3}",
+    let mut text = format!(
+        "{}: {} frames to calibrate with and {} to check with, of {read}; diversity {:.3}\n",
         out.display(),
         snapshot.calibration,
         snapshot.held_out,
-        bar.position(),
         fill.diversity.unwrap_or(0.0)
     );
-    let objects = model.classes.iter().zip(&fill.objects);
-    for (class, count) in objects {
-        println!("  {class:<12} {count:>6} detected");
+    for (class, count) in model.classes.iter().zip(&fill.objects) {
+        text += &format!("  {class:<12} {count:>6} detected\n");
     }
-    Ok(())
+    for line in input.lines() {
+        text += &format!("  {line}\n");
+    }
+    terminal::print(&text)?;
+    Ok(input.ended())
 }

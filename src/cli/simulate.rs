@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 
+use super::input::{SensorPose, parse_pose};
+use super::output::check_new_folder;
+use super::{Ended, terminal};
 use crate::bag::Stamp;
 use crate::sim::{ObjectClass, Plan, SceneKind, Sensor, write_bag};
 
@@ -41,15 +44,16 @@ pub struct Args {
     /// Share of returns lost at random, 0 to 1 [default: the sensor's]
     #[arg(long)]
     dropout: Option<f32>,
-    /// Sensor in base_link: x,y,z,roll,pitch,yaw in metres and radians [default: drawn per scene]
-    #[arg(long, value_delimiter = ',', num_args = 6, allow_hyphen_values = true)]
-    sensor_pose: Option<Vec<f64>>,
+    /// Sensor in base_link: "x y z roll pitch yaw" in metres and radians [default: drawn per scene]
+    #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
+    sensor_pose: Option<SensorPose>,
     /// Threads to use [default: all]
     #[arg(long)]
     threads: Option<usize>,
 }
 
-pub fn run(args: Args) -> anyhow::Result<()> {
+pub fn run(args: Args) -> anyhow::Result<Ended> {
+    check_new_folder(&args.out)?;
     let names = if args.sensor == "mixed" {
         Sensor::PRESETS.to_vec()
     } else {
@@ -78,13 +82,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         sensors,
         kind: args.kind,
         rate: args.rate,
-        mount: args
-            .sensor_pose
-            .map(|v| {
-                <[f64; 6]>::try_from(v)
-                    .map_err(|_| anyhow::anyhow!("--sensor-pose takes six numbers"))
-            })
-            .transpose()?,
+        mount: args.sensor_pose.map(|pose| pose.0),
         // A date of no meaning: bags of one seed are equal to the byte.
         start: Stamp(1_700_000_000_000_000_000),
     };
@@ -96,11 +94,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
 
     let stop = stop_on_ctrl_c()?;
-    let bar = indicatif::ProgressBar::new(plan.frames as u64).with_style(
+    let bar = terminal::bar(indicatif::ProgressBar::new(plan.frames as u64).with_style(
         indicatif::ProgressStyle::with_template(
             "{bar:40} {pos}/{len} frames, {per_sec}, {eta} left",
         )?,
-    );
+    ));
     let begin = std::time::Instant::now();
     let summary = write_bag(&args.out, &plan, |done| {
         bar.set_position(done as u64);
@@ -111,8 +109,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
     let per_frame = |n: usize| n as f64 / summary.frames as f64;
     let seconds = begin.elapsed().as_secs_f64();
-    println!(
-        "{}: {} frames of {} scenes, {:.0} points a frame, {:.1} s ({:.1} frames/s)",
+    let mut text = format!(
+        "{}: {} frames of {} scenes, {:.0} points a frame, {:.1} s ({:.1} frames/s)\n",
         args.out.display(),
         summary.frames,
         summary.scenes,
@@ -121,14 +119,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         summary.frames as f64 / seconds
     );
     for (i, class) in ObjectClass::ALL.iter().enumerate() {
-        println!(
-            "  {:<10} {:5.1} a frame, {:5.1} with points",
+        text += &format!(
+            "  {:<10} {:5.1} a frame, {:5.1} with points\n",
             class.label(),
             per_frame(summary.labelled[i]),
             per_frame(summary.seen[i])
         );
     }
-    Ok(())
+    terminal::print(&text)?;
+    Ok(Ended::Done)
 }
 
 /// A flag that Ctrl-C raises, so that an unfinished bag is removed before the program ends.

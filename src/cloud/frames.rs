@@ -190,6 +190,8 @@ pub enum Loss {
     NotPlaced,
     /// A part of the recording is damaged or was cut off: what it held is not known.
     DamagedBag,
+    /// The network failed on its frame.
+    NotDetected,
 }
 
 impl Loss {
@@ -199,6 +201,7 @@ impl Loss {
             Loss::BadCloud => "bad_cloud",
             Loss::NotPlaced => "not_placed",
             Loss::DamagedBag => "damaged_bag",
+            Loss::NotDetected => "not_detected",
         }
     }
 }

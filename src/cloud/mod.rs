@@ -8,6 +8,7 @@
 //! | [`plausibility`] | whether a cloud looks like what the model was trained on |
 //! | [`sweeps`] | joins the last sweeps in the frame of the newest |
 //! | [`frames`] | all of it together: what a bag or a node feeds to the detector |
+//! | [`summary`] | what came of the clouds of a recording |
 //!
 //! ```
 //! use centerpoint_ptq::bag::{Stamp, msg::Header};
@@ -25,6 +26,7 @@
 pub mod condition;
 pub mod frames;
 pub mod plausibility;
+pub mod summary;
 pub mod sweeps;
 pub mod tf;
 

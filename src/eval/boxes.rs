@@ -5,26 +5,28 @@
 //! {"315978406019574000": [{"label": "CAR", "score": 0.9, "center": [10.0, 2.0, 0.8],
 //!   "size_lwh": [4.4, 1.9, 1.6], "yaw": 0.1, "velocity": [3.0, 0.0]}]}
 //! ```
+//!
+//! Where clouds were lost, or something made the results worse, the key `input` holds an
+//! [`InputSummary`] beside the stamps.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use nalgebra::Vector2;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::json::{Entries, if_known, known, name, strict};
+use crate::cloud::summary::InputSummary;
 use crate::geometry::{Box3d, Detection};
 
 /// A detection with its class by name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct NamedDetection {
     pub label: String,
     /// Confidence, 0 to 1.
     pub score: f32,
-    #[serde(flatten)]
     pub bbox: Box3d,
     /// Velocity over ground in the frame of the box, m/s.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub velocity: Option<Vector2<f32>>,
 }
 
@@ -32,7 +34,12 @@ pub struct NamedDetection {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct BoxesFile {
     pub frames: BTreeMap<i64, Vec<NamedDetection>>,
+    /// What the detections were made from, where the file says so.
+    pub input: Option<InputSummary>,
 }
+
+/// The key of [`BoxesFile::input`].
+const INPUT: &str = "input";
 
 /// What is wrong with a file of detections.
 #[derive(Debug, thiserror::Error)]
@@ -68,35 +75,42 @@ impl BoxesFile {
             path: path.into(),
             source,
         })?;
-        let top: BTreeMap<String, Vec<Value>> =
-            serde_json::from_str(&text).map_err(|source| BoxesError::Json {
+        let Entries(top) =
+            serde_json::from_str(&strict(&text)).map_err(|source| BoxesError::Json {
                 path: path.into(),
                 source,
             })?;
-        let mut frames = BTreeMap::new();
-        for (stamp, values) in top {
+        let mut file = Self::default();
+        for (stamp, value) in top {
             let error = |key: String, what: String| BoxesError::Key {
                 path: path.into(),
                 key,
                 what,
             };
+            if stamp == INPUT {
+                let input = serde_json::from_value(value);
+                file.input = Some(input.map_err(|e| error(stamp, e.to_string()))?);
+                continue;
+            }
             let ns: i64 = stamp.parse().map_err(|_| {
                 error(
                     stamp.clone(),
                     "a frame's key is its stamp in nanoseconds".into(),
                 )
             })?;
+            let Value::Array(values) = value else {
+                return Err(error(stamp, "expected a list of detections".into()));
+            };
             let mut detections = Vec::with_capacity(values.len());
-            for (i, value) in values.into_iter().enumerate() {
-                let key = || format!("{stamp}[{i}]");
-                let detection: NamedDetection =
-                    serde_json::from_value(value).map_err(|e| error(key(), e.to_string()))?;
-                check(&detection).map_err(|what| error(key(), what.into()))?;
-                detections.push(detection);
+            for (i, value) in values.iter().enumerate() {
+                let found = detection(value);
+                detections.push(found.map_err(|what| error(format!("{stamp}[{i}]"), what))?);
             }
-            frames.insert(ns, detections);
+            if file.frames.insert(ns, detections).is_some() {
+                return Err(error(stamp, "this stamp is there twice".into()));
+            }
         }
-        Ok(Self { frames })
+        Ok(file)
     }
 
     /// The names that occur.
@@ -134,21 +148,31 @@ impl BoxesFile {
     }
 }
 
-fn check(detection: &NamedDetection) -> Result<(), &'static str> {
-    let Box3d { center, size, yaw } = &detection.bbox;
-    let numbers = center.iter().chain(size.iter());
-    let velocity = detection.velocity.iter().flat_map(|v| v.iter());
-    if !numbers
-        .chain(velocity)
-        .chain([yaw, &detection.score])
-        .all(|v| v.is_finite())
-    {
-        return Err("a number is not finite");
+fn detection(value: &Value) -> Result<NamedDetection, String> {
+    let needed = |key: &str| {
+        value
+            .get(key)
+            .ok_or_else(|| format!("missing field `{key}`"))
+    };
+    let label = name("label", Some(needed("label")?))?;
+    let ([score], [yaw]) = (
+        known("score", needed("score")?)?,
+        known("yaw", needed("yaw")?)?,
+    );
+    let bbox = Box3d {
+        center: known::<3>("center", needed("center")?)?.into(),
+        size: known::<3>("size_lwh", needed("size_lwh")?)?.into(),
+        yaw,
+    };
+    if bbox.size.min() < 0.0 {
+        return Err("a size is negative".into());
     }
-    if size.min() < 0.0 {
-        return Err("a size is negative");
-    }
-    Ok(())
+    Ok(NamedDetection {
+        label: label.ok_or("the label has no name")?,
+        score,
+        bbox,
+        velocity: if_known::<2>("velocity", value.get("velocity"))?.map(Vector2::from),
+    })
 }
 
 #[cfg(test)]

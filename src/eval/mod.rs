@@ -15,7 +15,9 @@
 mod agreement;
 mod ap;
 pub mod boxes;
+mod json;
 mod matching;
+pub mod stamps;
 pub mod truth;
 
 pub use agreement::{

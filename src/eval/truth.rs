@@ -9,15 +9,16 @@
 //! ```
 //!
 //! Metres, radians, m/s, in the frame in which the model detects; `track`, `velocity` and `points`
-//! (LiDAR returns on the object) may be absent.
+//! (LiDAR returns on the object) may be absent, null, or NaN as Python writes it: they are then not
+//! known. A box without a finite place, size or heading is refused.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nalgebra::{Matrix3x4, Point3, Rotation3, UnitQuaternion, Vector2, Vector3};
-use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::json::{Entries, count, if_known, known, name, strict};
 use crate::cloud::Points;
 use crate::geometry::{Box3d, Pose, wrap_angle};
 
@@ -159,32 +160,6 @@ pub struct Labels {
     frames: BTreeMap<i64, Vec<Truth>>,
 }
 
-#[derive(Deserialize)]
-struct RawLabel {
-    label: String,
-    #[serde(default)]
-    track: Option<String>,
-    center: Vector3<f32>,
-    size_lwh: Vector3<f32>,
-    yaw: f32,
-    #[serde(default)]
-    velocity: Option<Vector2<f32>>,
-    #[serde(default)]
-    points: Option<u32>,
-}
-
-#[derive(Deserialize)]
-struct RawKeyframe {
-    /// Microseconds as an integer, or seconds.
-    timestamp: serde_json::Number,
-    boxes_lidar: Vec<[f32; 7]>,
-    names: Vec<String>,
-    #[serde(default)]
-    velocity_lidar_xy: Vec<[Option<f32>; 2]>,
-    #[serde(default)]
-    num_lidar_pts: Vec<u32>,
-}
-
 impl Labels {
     /// Labels made by hand, by stamp in nanoseconds.
     pub fn from_frames(frames: BTreeMap<i64, Vec<Truth>>) -> Self {
@@ -204,23 +179,24 @@ impl Labels {
             }
             return Err(TruthError::NoLabels { path: path.into() });
         }
-        let text = read(path)?;
-        let json: Value = serde_json::from_str(&text).map_err(|source| TruthError::Json {
+        let text = strict(&read(path)?);
+        let json = |source| TruthError::Json {
             path: path.into(),
             source,
-        })?;
-        match json {
-            Value::Object(top) if top.contains_key("boxes_lidar") => {
-                Self::parse_keyframe(path, Value::Object(top), map)
-            }
-            Value::Object(top) => Self::parse_labels(path, top, map),
-            _ => Err(TruthError::NoLabels { path: path.into() }),
+        };
+        if text.trim_start().starts_with('[') {
+            return Err(TruthError::NoLabels { path: path.into() });
+        }
+        let Entries(top) = serde_json::from_str(&text).map_err(json)?;
+        match top.iter().any(|(key, _)| key == "boxes_lidar") {
+            true => Self::parse_keyframe(path, top.into_iter().collect(), map),
+            false => Self::parse_labels(path, top, map),
         }
     }
 
     fn parse_labels(
         path: &Path,
-        top: serde_json::Map<String, Value>,
+        top: Vec<(String, Value)>,
         map: &ClassMap,
     ) -> Result<Self, TruthError> {
         let mut frames = BTreeMap::new();
@@ -240,71 +216,94 @@ impl Labels {
                 return Err(error(stamp, "expected a list of boxes".into()));
             };
             let mut truths = Vec::with_capacity(boxes.len());
-            for (i, value) in boxes.into_iter().enumerate() {
-                let key = || format!("{stamp}[{i}]");
-                let raw: RawLabel =
-                    serde_json::from_value(value).map_err(|e| error(key(), e.to_string()))?;
-                let bbox = Box3d {
-                    center: raw.center,
-                    size: raw.size_lwh,
-                    yaw: raw.yaw,
-                };
-                check(&bbox).map_err(|what| error(key(), what))?;
-                truths.push(Truth {
-                    velocity: raw.velocity,
-                    points: raw.points,
-                    track: raw.track,
-                    ..map.truth(bbox, raw.label)
-                });
+            for (i, value) in boxes.iter().enumerate() {
+                let truth = label(value, map);
+                truths.push(truth.map_err(|what| error(format!("{stamp}[{i}]"), what))?);
             }
-            frames.insert(ns, truths);
+            if frames.insert(ns, truths).is_some() {
+                return Err(error(stamp, "this stamp is there twice".into()));
+            }
         }
         Ok(Self { frames })
     }
 
-    fn parse_keyframe(path: &Path, json: Value, map: &ClassMap) -> Result<Self, TruthError> {
-        let error = |key: String, what: String| TruthError::Key {
+    fn parse_keyframe(
+        path: &Path,
+        top: Map<String, Value>,
+        map: &ClassMap,
+    ) -> Result<Self, TruthError> {
+        let error = |key: &str, what: String| TruthError::Key {
             path: path.into(),
-            key,
+            key: key.into(),
             what,
         };
-        let raw: RawKeyframe =
-            serde_json::from_value(json).map_err(|e| error("(top level)".into(), e.to_string()))?;
-        let boxes = raw.boxes_lidar.len();
+        let list = |key: &str| -> Result<&[Value], TruthError> {
+            match top.get(key) {
+                None | Some(Value::Null) => Ok(&[]),
+                Some(Value::Array(values)) => Ok(values),
+                Some(_) => Err(error(key, "expected a list".into())),
+            }
+        };
+        let boxes = list("boxes_lidar")?;
+        let (names, velocities) = (list("names")?, list("velocity_lidar_xy")?);
+        let points = list("num_lidar_pts")?;
         for (key, count) in [
-            ("names", raw.names.len()),
-            ("velocity_lidar_xy", raw.velocity_lidar_xy.len()),
-            ("num_lidar_pts", raw.num_lidar_pts.len()),
+            ("names", names.len()),
+            ("velocity_lidar_xy", velocities.len()),
+            ("num_lidar_pts", points.len()),
         ] {
-            if count != boxes && !(count == 0 && key != "names") {
+            if count != boxes.len() && !(count == 0 && key != "names") {
+                let boxes = boxes.len();
                 return Err(error(
-                    key.into(),
+                    key,
                     format!("{count} entries for {boxes} boxes_lidar"),
                 ));
             }
         }
-        let stamp = match raw.timestamp.as_i64() {
-            Some(us) => us.checked_mul(1000),
-            None => raw.timestamp.as_f64().map(|s| (s * 1e9).round() as i64),
-        }
-        .ok_or_else(|| error("timestamp".into(), "out of range".into()))?;
-        let mut truths = Vec::with_capacity(boxes);
-        for (i, ([x, y, z, l, w, h, yaw], name)) in
-            raw.boxes_lidar.into_iter().zip(raw.names).enumerate()
-        {
+        // Microseconds as an integer, or seconds.
+        let stamp = match top.get("timestamp") {
+            Some(Value::Number(n)) => match n.as_i64() {
+                Some(us) => us.checked_mul(1000),
+                None => n
+                    .as_f64()
+                    .map(|s| (s * 1e9).round())
+                    .filter(|ns| ns.abs() < i64::MAX as f64)
+                    .map(|ns| ns as i64),
+            }
+            .ok_or_else(|| {
+                error(
+                    "timestamp",
+                    format!(
+                        "{n} is out of range: microseconds as an integer, or seconds, are expected"
+                    ),
+                )
+            })?,
+            _ => {
+                let what = "microseconds as an integer, or seconds, are needed";
+                return Err(error("timestamp", what.into()));
+            }
+        };
+        let mut truths = Vec::with_capacity(boxes.len());
+        for (i, (values, label)) in boxes.iter().zip(names).enumerate() {
+            let of = |list: &str, what| error(&format!("{list}[{i}]"), what);
+            let [x, y, z, l, w, h, yaw] =
+                known("the box", values).map_err(|what| of("boxes_lidar", what))?;
             let bbox = Box3d {
                 center: Vector3::new(x, y, z),
                 size: Vector3::new(l, w, h),
                 yaw,
             };
-            check(&bbox).map_err(|what| error(format!("boxes_lidar[{i}]"), what))?;
+            check(&bbox).map_err(|what| of("boxes_lidar", what))?;
+            let label = name("the name", Some(label)).and_then(|name| name.ok_or_else(no_name));
+            let label = label.map_err(|what| of("names", what))?;
+            let velocity = if_known::<2>("the velocity", velocities.get(i));
+            let points = count("the count", points.get(i));
             truths.push(Truth {
-                velocity: match raw.velocity_lidar_xy.get(i) {
-                    Some([Some(vx), Some(vy)]) => Some(Vector2::new(*vx, *vy)),
-                    _ => None,
-                },
-                points: raw.num_lidar_pts.get(i).copied(),
-                ..map.truth(bbox, name)
+                velocity: velocity
+                    .map_err(|what| of("velocity_lidar_xy", what))?
+                    .map(Vector2::from),
+                points: points.map_err(|what| of("num_lidar_pts", what))?,
+                ..map.truth(bbox, label)
             });
         }
         Ok(Self {
@@ -437,6 +436,33 @@ pub fn transform_box(bbox: &Box3d, target_from_source: &Pose) -> Box3d {
         size: bbox.size,
         yaw: wrap_angle(heading.y.atan2(heading.x) as f32),
     }
+}
+
+/// One box of labels.json.
+fn label(value: &Value, map: &ClassMap) -> Result<Truth, String> {
+    let needed = |key: &str| {
+        value
+            .get(key)
+            .ok_or_else(|| format!("missing field `{key}`"))
+    };
+    let label = name("label", Some(needed("label")?))?.ok_or_else(no_name)?;
+    let [yaw] = known("yaw", needed("yaw")?)?;
+    let bbox = Box3d {
+        center: known::<3>("center", needed("center")?)?.into(),
+        size: known::<3>("size_lwh", needed("size_lwh")?)?.into(),
+        yaw,
+    };
+    check(&bbox)?;
+    Ok(Truth {
+        velocity: if_known::<2>("velocity", value.get("velocity"))?.map(Vector2::from),
+        points: count("points", value.get("points"))?,
+        track: name("track", value.get("track"))?,
+        ..map.truth(bbox, label)
+    })
+}
+
+fn no_name() -> String {
+    "the label has no name".into()
 }
 
 fn read(path: &Path) -> Result<String, TruthError> {
