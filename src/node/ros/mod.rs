@@ -8,6 +8,7 @@
 
 pub mod action;
 mod diagnostics;
+mod goals;
 mod logging;
 mod markers;
 mod messages;
