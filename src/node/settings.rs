@@ -546,7 +546,7 @@ fn hint(name: &str) -> String {
 }
 
 /// Levenshtein distance by dynamic programming over one row.
-fn edit_distance(a: &str, b: &str) -> usize {
+pub(super) fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {
