@@ -35,7 +35,12 @@ impl Task {
 
     /// Takes up the troubles of a part.
     fn troubles(&mut self, part: Part, troubles: &[Trouble]) {
-        for trouble in troubles.iter().filter(|trouble| trouble.part == part) {
+        let troubles = troubles.iter().filter(|trouble| trouble.part == part);
+        let troubles: Vec<_> = troubles.collect();
+        // Plain strings and numbers always serialize.
+        let json = serde_json::to_string(&troubles).unwrap_or_default();
+        self.value("conditions", json);
+        for trouble in troubles {
             let Trouble {
                 kind,
                 text,
@@ -306,7 +311,7 @@ mod tests {
         let status = task.status("n".into(), String::new());
         assert_eq!(status.level, DiagnosticStatus::ERROR as u8);
         assert_eq!(status.message, "it failed; 1 of 2 sweeps; and more");
-        let value = &status.values[0];
+        let value = &status.values[1];
         assert_eq!(value.key, "condition_few_sweeps");
         assert_eq!(
             value.value,

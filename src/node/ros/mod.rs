@@ -552,13 +552,18 @@ async fn publish_outputs(
     settings: Arc<Mutex<Settings>>,
 ) {
     let mut before: Option<Instant> = None;
+    let mut lifetime = markers::Lifetime::default();
     let ms = |value: f64| std_msgs::msg::Float64 { data: value };
     while let Some(output) = outputs.recv().await {
         publish(&publishers.objects, &messages::detections(&output));
         let now = Instant::now();
-        let wanted = lock(&settings).publish_markers;
+        let (wanted, given) = {
+            let settings = lock(&settings);
+            (settings.publish_markers, settings.publish_marker_lifetime_s)
+        };
+        let stay = lifetime.of(now, given);
         if wanted && has_listeners(&publishers.markers) {
-            publish(&publishers.markers, &markers::markers(&output));
+            publish(&publishers.markers, &markers::markers(&output, stay));
         }
         publish(&publishers.processing, &ms(output.processing_ms.into()));
         if let Some(time) = now_on(&clock) {
