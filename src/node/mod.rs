@@ -10,6 +10,7 @@
 //! | [`shadow`] | the float model beside the running INT8 one, now and then |
 //! | [`calibrator`] | the quantization as a child process |
 //! | [`supervisor`] | a calibration from request to swap; models loaded, rolled back and listed on request |
+//! | [`troubles`] | what is wrong at the moment |
 //! | [`status`] | what there is to say about all that |
 //! | `ros` | topics, services, parameters, diagnostics (feature `ros2`) |
 
@@ -23,6 +24,7 @@ pub mod shadow;
 pub mod status;
 pub mod supervisor;
 pub mod throttle;
+pub mod troubles;
 
 #[cfg(feature = "ros2")]
 pub mod ros;

@@ -25,9 +25,11 @@ use super::latency::{Latency, Summary};
 use super::latest::{Latest, Taken};
 use super::shadow::{self, Check, ShadowSettings, ShadowState};
 use super::throttle::Throttle;
+use super::troubles::{Part, Symptom, Trouble, Troubles};
 use crate::bag::msg::{Header, PointCloud2, TfMessage};
 use crate::calibration::CalibrationBuffer;
 use crate::cloud::Points;
+use crate::cloud::condition::{Condition, ConditionKind};
 use crate::cloud::frames::{Frame, FrameAssembler, FrameError};
 use crate::detector::{Inference, Precision, Timing};
 
@@ -70,6 +72,22 @@ impl Drop {
         Drop::NoTransform,
         Drop::EngineError,
     ];
+
+    /// What a cloud dropped for this reason tells of; being superseded is no trouble.
+    fn symptom(self, problem: &str) -> Option<(Part, Symptom<'_>)> {
+        // The log hears of each kind of problem again and again.
+        match self {
+            Drop::Superseded => None,
+            Drop::BadCloud | Drop::EmptyCloud | Drop::NoTransform => {
+                let symptom = Symptom::warn(self.name(), problem);
+                Some((Part::Input, symptom.logged()))
+            }
+            Drop::EngineError => {
+                let symptom = Symptom::error(self.name(), problem);
+                Some((Part::Detection, symptom.logged()))
+            }
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -121,6 +139,8 @@ pub struct Statistics {
     pub last_cloud_s: Option<f64>,
     /// What was wrong with the last cloud dropped for another reason than being superseded.
     pub last_problem: Option<String>,
+    /// What is wrong now.
+    pub troubles: Vec<Trouble>,
     /// The float model's check of the INT8 one, where there is one.
     pub shadow: Option<ShadowState>,
 }
@@ -218,6 +238,7 @@ struct Ledger {
     last_cloud: Option<Instant>,
     last_problem: Option<String>,
     throttle: Throttle,
+    troubles: Troubles,
 }
 
 struct Shared {
@@ -232,6 +253,8 @@ struct Shared {
     shadow: OnceLock<shadow::Offers>,
     shadow_state: Mutex<Option<ShadowState>>,
     active: watch::Sender<Active>,
+    /// Grows when something begins to be wrong, or ends.
+    trouble: watch::Sender<u64>,
     stopping: AtomicBool,
 }
 
@@ -270,11 +293,13 @@ impl Pipeline {
                 last_cloud: None,
                 last_problem: None,
                 throttle: Throttle::new(WARN_PERIOD),
+                troubles: Troubles::default(),
             }),
             buffer,
             shadow: OnceLock::new(),
             shadow_state: Mutex::default(),
             active: watch::Sender::new(engines.active()),
+            trouble: watch::Sender::new(0),
             stopping: AtomicBool::new(false),
         });
         let pipeline = Self {
@@ -403,6 +428,25 @@ impl Pipeline {
         self.shared.active.subscribe()
     }
 
+    /// Says that something is wrong from now on and how it shows, or, without a symptom, that it is no more.
+    pub fn set_trouble(&self, part: Part, kind: &'static str, symptom: Option<Symptom>) {
+        let now = Instant::now();
+        self.shared.note(|troubles| match symptom {
+            Some(symptom) => troubles.set(part, symptom, now),
+            None => troubles.clear(part, kind, now),
+        });
+    }
+
+    /// What is wrong now.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        self.shared.ledger().troubles.list(Instant::now())
+    }
+
+    /// Changes whenever something begins to be wrong, shows otherwise, or ends.
+    pub fn trouble_changes(&self) -> watch::Receiver<u64> {
+        self.shared.trouble.subscribe()
+    }
+
     pub fn statistics(&self) -> Statistics {
         let ledger = self.shared.ledger();
         Statistics {
@@ -413,6 +457,7 @@ impl Pipeline {
             buffer: ledger.buffer.summary(),
             last_cloud_s: ledger.last_cloud.map(|at| at.elapsed().as_secs_f64()),
             last_problem: ledger.last_problem.clone(),
+            troubles: ledger.troubles.list(Instant::now()),
             shadow: lock(&self.shared.shadow_state).clone(),
         }
     }
@@ -467,17 +512,43 @@ impl Shared {
         lock(&self.ledger)
     }
 
+    /// Changes what is wrong, and tells who waits for that.
+    fn note(&self, change: impl FnOnce(&mut Troubles)) {
+        let changes = {
+            let troubles = &mut self.ledger().troubles;
+            change(troubles);
+            troubles.changes()
+        };
+        self.trouble
+            .send_if_modified(|told| std::mem::replace(told, changes) != changes);
+    }
+
     /// Counts a cloud without output; a `problem` is also said, now and then.
     fn drop_cloud(&self, reason: Drop, problem: Option<String>) {
-        let mut ledger = self.ledger();
-        *ledger.counters.dropped.entry(reason).or_default() += 1;
-        let Some(problem) = problem else { return };
-        match ledger.throttle.allow(reason.name(), Instant::now()) {
-            Some(0) => tracing::warn!("dropped: {problem}"),
-            Some(held) => tracing::warn!("dropped: {problem} ({held} more like it)"),
-            None => {}
+        let now = Instant::now();
+        {
+            let mut ledger = self.ledger();
+            *ledger.counters.dropped.entry(reason).or_default() += 1;
+            let Some(problem) = &problem else { return };
+            match ledger.throttle.allow(reason.name(), now) {
+                Some(0) => tracing::warn!("dropped: {problem}"),
+                Some(held) => tracing::warn!("dropped: {problem} ({held} more like it)"),
+                None => {}
+            }
+            ledger.last_problem = Some(problem.clone());
         }
-        ledger.last_problem = Some(problem);
+        let text = problem.unwrap_or_default();
+        if let Some((part, symptom)) = reason.symptom(&text) {
+            self.note(|troubles| troubles.saw(part, [symptom], now));
+        }
+    }
+
+    /// Notes a cloud that was used, with what was wrong with it.
+    fn saw(&self, part: Part, conditions: &[Condition]) {
+        let symptoms = conditions
+            .iter()
+            .map(|condition| Symptom::warn(condition.kind.name(), &condition.text));
+        self.note(|troubles| troubles.saw(part, symptoms, Instant::now()));
     }
 
     fn assemble(&self, mut assembler: FrameAssembler) {
@@ -488,6 +559,7 @@ impl Shared {
                 Taken::Nothing => self.feed_transforms(&mut assembler),
                 Taken::Closed => return,
             }
+            self.note(|troubles| troubles.expire(Instant::now()));
         }
     }
 
@@ -526,6 +598,7 @@ impl Shared {
                 self.drop_cloud(Drop::EmptyCloud, Some(problem));
             }
             Ok(frame) => {
+                self.saw(Part::Input, &frame.conditions);
                 let assembled = Assembled {
                     header,
                     frame: Arc::new(frame),
@@ -631,6 +704,7 @@ impl Shared {
         let processing_ms = assembled.assembly_ms + inference_ms;
         let model = engines.running().info.clone();
         self.account(&model, &inference, inference_ms, processing_ms);
+        self.saw(Part::Detection, &conditions(&inference));
         if let (Some(shadow), Precision::Int8) = (self.shadow.get(), model.precision) {
             shadow.offer(&assembled.frame, &inference.detections, &model);
         }
@@ -674,6 +748,16 @@ impl Shared {
             }
         }
     }
+}
+
+/// What is wrong with a detection.
+fn conditions(inference: &Inference) -> Vec<Condition> {
+    let dropped = inference.dropped_pillars;
+    let text = format!(
+        "{dropped} pillars of a cloud did not fit the model's max_pillars, so parts of the scene are not seen"
+    );
+    let condition = Condition::new(ConditionKind::DroppedPillars, text);
+    Vec::from_iter((dropped > 0).then_some(condition))
 }
 
 /// Whether transforms are worth waiting for.

@@ -14,6 +14,9 @@ use crate::calibration::{ModelStore, Policy};
 use crate::detector::Provider;
 use crate::ptq::recipe::Target;
 
+/// The value that leaves a number to the node.
+const AUTOMATIC: f64 = -1.0;
+
 /// A parameter value as ROS types it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -21,6 +24,8 @@ pub enum Value {
     Integer(i64),
     Double(f64),
     Text(String),
+    /// An array of doubles or of integers.
+    Numbers(Vec<f64>),
 }
 
 impl Value {
@@ -30,6 +35,7 @@ impl Value {
             Value::Integer(_) => "integer",
             Value::Double(_) => "double",
             Value::Text(_) => "string",
+            Value::Numbers(_) => "array of numbers",
         }
     }
 }
@@ -91,6 +97,8 @@ pub struct Settings {
     pub shadow_window: usize,
     pub shadow_min_f1: f64,
     pub publish_markers: bool,
+    /// `None`: as the clouds' period has it.
+    pub publish_marker_lifetime_s: Option<f64>,
     pub diagnostics_max_processing_ms: f64,
 }
 
@@ -127,6 +135,7 @@ impl Default for Settings {
             shadow_window: 20,
             shadow_min_f1: 0.8,
             publish_markers: true,
+            publish_marker_lifetime_s: None,
             diagnostics_max_processing_ms: 100.0,
         }
     }
@@ -223,14 +232,14 @@ pub const SPECS: &[Spec] = &[
     },
     Spec {
         name: "input.fixed_frame",
-        description: "Frame that stands still on the ground, to join sweeps; empty: no ego motion",
+        description: "Frame that stands still on the ground, to join sweeps; empty: odom or map, whichever /tf has",
         live: false,
         get: |s| Value::Text(s.input_fixed_frame.clone()),
         set: |s, v| put(&mut s.input_fixed_frame, text(v)),
     },
     Spec {
         name: "input.sensor_pose",
-        description: "Sensor in the model frame, 'x y z roll pitch yaw' (m, rad), instead of /tf; empty: /tf",
+        description: "Sensor in the model frame, 'x y z roll pitch yaw' (m, rad) or an array of these, instead of /tf; empty: /tf",
         live: false,
         get: |s| {
             Value::Text(match s.input_sensor_pose {
@@ -374,6 +383,14 @@ pub const SPECS: &[Spec] = &[
         set: |s, v| put(&mut s.publish_markers, flag(v)),
     },
     Spec {
+        name: "publish.marker_lifetime_s",
+        description: "Seconds until a marker leaves if no newer cloud replaces it; 0: never; -1: half a second more than the \
+                      time between clouds",
+        live: true,
+        get: |s| Value::Double(s.publish_marker_lifetime_s.unwrap_or(AUTOMATIC)),
+        set: |s, v| put(&mut s.publish_marker_lifetime_s, lifetime(v)),
+    },
+    Spec {
         name: "diagnostics.max_processing_ms",
         description: "Processing time above which diagnostics warn, milliseconds",
         live: true,
@@ -406,12 +423,13 @@ impl Settings {
 
     /// As [`Settings::set`], for a node that already runs.
     pub fn set_live(&mut self, name: &str, value: &Value) -> Result<(), SettingsError> {
-        match spec(name) {
-            Some(spec) if !spec.live && (spec.get)(self) != *value => {
-                Err(SettingsError::ReadOnly { name: name.into() })
-            }
-            _ => self.set(name, value),
+        let mut changed = self.clone();
+        changed.set(name, value)?;
+        if changed != *self && spec(name).is_some_and(|spec| !spec.live) {
+            return Err(SettingsError::ReadOnly { name: name.into() });
         }
+        *self = changed;
+        Ok(())
     }
 
     /// Checks what no single parameter can be checked for. `Err` names the parameter.
@@ -546,7 +564,7 @@ fn hint(name: &str) -> String {
 }
 
 /// Levenshtein distance by dynamic programming over one row.
-fn edit_distance(a: &str, b: &str) -> usize {
+pub(super) fn edit_distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, ca) in a.chars().enumerate() {
@@ -600,6 +618,17 @@ fn number(value: &Value, min: f64, max: f64) -> Result<f64, Refused> {
     }
 }
 
+fn lifetime(value: &Value) -> Result<Option<f64>, Refused> {
+    match value {
+        Value::Double(x) if *x == AUTOMATIC => Ok(None),
+        Value::Double(x) if (0.0..=3600.0).contains(x) => Ok(Some(*x)),
+        Value::Double(x) => Err(Refused::Value(format!(
+            "{x} is neither between 0 and 3600 nor -1"
+        ))),
+        _ => Err(Refused::Type("double")),
+    }
+}
+
 fn reliability(value: &Value) -> Result<Reliability, Refused> {
     match text(value)?.as_str() {
         "best_effort" => Ok(Reliability::BestEffort),
@@ -625,24 +654,40 @@ fn target(value: &Value) -> Result<Target, Refused> {
 }
 
 fn sensor_pose(value: &Value) -> Result<Option<[f64; 6]>, Refused> {
-    let text = text(value)?;
-    if text.is_empty() {
-        return Ok(None);
+    let numbers: Vec<f64> = match value {
+        Value::Numbers(numbers) => numbers.clone(),
+        Value::Text(text) => pose_text(text)
+            .map(|word| match word.parse() {
+                Ok(x) => Ok(x),
+                Err(_) => Err(Refused::Value(format!("'{word}' is not a number"))),
+            })
+            .collect::<Result<_, _>>()?,
+        _ => return Err(Refused::Type("string or array of six numbers")),
+    };
+    if let Some(x) = numbers.iter().find(|x| !x.is_finite()) {
+        return Err(Refused::Value(format!("{x} is not finite")));
     }
-    let numbers: Vec<f64> = text
-        .split_whitespace()
-        .map(|word| match word.parse::<f64>() {
-            Ok(x) if x.is_finite() => Ok(x),
-            _ => Err(Refused::Value(format!("'{word}' is not a number"))),
-        })
-        .collect::<Result<_, _>>()?;
     match <[f64; 6]>::try_from(numbers) {
         Ok(pose) => Ok(Some(pose)),
+        Err(numbers) if numbers.is_empty() => Ok(None),
         Err(numbers) => Err(Refused::Value(format!(
-            "needs six numbers, 'x y z roll pitch yaw', got {}",
+            "needs six numbers, 'x y z roll pitch yaw' (m, rad), got {}",
             numbers.len()
         ))),
     }
+}
+
+/// The words of a pose: between spaces or commas, in brackets or not.
+fn pose_text(text: &str) -> impl Iterator<Item = &str> {
+    let text = text.trim();
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'))
+        .or_else(|| text.strip_prefix('(').and_then(|t| t.strip_suffix(')')));
+    let words = bare.unwrap_or(text);
+    words
+        .split(|c: char| c.is_whitespace() || c == ',')
+        .filter(|word| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -745,6 +790,55 @@ mod tests {
         );
         settings.set("input.sensor_pose", &text("")).unwrap();
         assert_eq!(settings.input_sensor_pose, None);
+    }
+
+    #[test]
+    fn a_pose_may_be_an_array_or_have_brackets_and_commas() {
+        let pose = Some([1.0, 0.0, 1.7, 0.0, 0.0, -0.5]);
+        for value in [
+            Value::Numbers(vec![1.0, 0.0, 1.7, 0.0, 0.0, -0.5]),
+            text("[1.0, 0, 1.7, 0, 0, -0.5]"),
+            text(" (1,0,1.7,0,0,-0.5) "),
+            text("1 0 1.7, 0 0 -5e-1"),
+        ] {
+            let mut settings = Settings::default();
+            settings.set("input.sensor_pose", &value).unwrap();
+            assert_eq!(settings.input_sensor_pose, pose, "{value:?}");
+            // What is the same is no change.
+            settings.set_live("input.sensor_pose", &value).unwrap();
+        }
+        let mut settings = Settings::default();
+        for value in [
+            Value::Numbers(vec![1.0; 5]),
+            Value::Numbers(vec![f64::NAN; 6]),
+            text("[1 0 1.7 0 0 0"),
+            text("1;0;1;0;0;0"),
+            Value::Integer(3),
+        ] {
+            let error = settings.set("input.sensor_pose", &value).unwrap_err();
+            assert!(error.to_string().contains("input.sensor_pose"), "{error}");
+        }
+        settings
+            .set("input.sensor_pose", &Value::Numbers(Vec::new()))
+            .unwrap();
+        assert_eq!(settings.input_sensor_pose, None);
+        let error = settings.set("target", &Value::Numbers(vec![1.0]));
+        assert!(error.unwrap_err().to_string().contains("array of numbers"));
+    }
+
+    #[test]
+    fn a_marker_lifetime_is_a_time_or_never_or_automatic() {
+        let mut settings = Settings::default();
+        let mut set = |x: f64| settings.set("publish.marker_lifetime_s", &Value::Double(x));
+        for wrong in [-0.5, -2.0, f64::NAN, 4000.0] {
+            assert!(set(wrong).is_err(), "{wrong}");
+        }
+        set(0.0).unwrap();
+        assert_eq!(settings.publish_marker_lifetime_s, Some(0.0));
+        settings
+            .set("publish.marker_lifetime_s", &Value::Double(-1.0))
+            .unwrap();
+        assert_eq!(settings.publish_marker_lifetime_s, None);
     }
 
     #[test]

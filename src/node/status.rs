@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use super::pipeline::Active;
+use super::troubles::Trouble;
 use crate::calibration::ModelStore;
 use crate::detector::Precision;
 
@@ -102,10 +103,12 @@ pub struct Status {
     pub start: Option<Start>,
     pub store_problem: Option<String>,
     pub last: Option<Last>,
+    /// What is wrong now.
+    pub conditions: Vec<Trouble>,
 }
 
 impl Status {
-    pub fn new(work: &Work, active: &Active, store: &ModelStore) -> Self {
+    pub fn new(work: &Work, active: &Active, store: &ModelStore, conditions: Vec<Trouble>) -> Self {
         let now = work.calibrating.as_ref();
         Self {
             state: if now.is_some() { "calibrating" } else { "idle" },
@@ -126,6 +129,7 @@ impl Status {
             start: work.start.clone(),
             store_problem: work.store_problem.clone(),
             last: work.last.clone(),
+            conditions,
         }
     }
 

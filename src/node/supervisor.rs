@@ -250,7 +250,13 @@ impl Supervisor {
 
     pub fn status(&self) -> Status {
         let active = self.pipeline.active();
-        Status::new(&self.work.borrow(), &active.borrow(), &self.paths.store)
+        let troubles = self.pipeline.troubles();
+        Status::new(
+            &self.work.borrow(),
+            &active.borrow(),
+            &self.paths.store,
+            troubles,
+        )
     }
 
     /// Starts a calibration, from a recording or from what the buffer holds now.

@@ -20,19 +20,22 @@ class Goal:
 
     def __init__(self, caller: "Caller", fields: dict):
         self.feedback: list[Calibrate.Feedback] = []
-        sent = caller.client.send_goal_async(
-            Calibrate.Goal(**fields), feedback_callback=lambda m: self.feedback.append(m.feedback)
+        sent = caller.ask(
+            caller.client.send_goal_async,
+            Calibrate.Goal(**fields),
+            lambda m: self.feedback.append(m.feedback),
         )
         self.handle = caller.wait(sent, 20.0)
         assert self.handle.accepted
-        self.caller, self.ended = caller, self.handle.get_result_async()
+        self.caller, self.ended = caller, caller.ask(self.handle.get_result_async)
 
     def result(self, timeout: float = QUANTIZE) -> tuple[int, Calibrate.Result]:
         reply = self.caller.wait(self.ended, timeout)
         return reply.status, reply.result
 
     def cancel(self) -> bool:
-        return bool(self.caller.wait(self.handle.cancel_goal_async(), 20.0).goals_canceling)
+        asked = self.caller.ask(self.handle.cancel_goal_async)
+        return bool(self.caller.wait(asked, 20.0).goals_canceling)
 
 
 class Caller:
@@ -48,6 +51,11 @@ class Caller:
         # That is what this side knows. The server may not know this client yet, and an answer to one that it does not know is
         # lost: a property of ROS 2's services.
         time.sleep(1.0)
+
+    def ask(self, call, *arguments):
+        """Sends a request from the thread that takes the answers: rclpy's action client notes what it asked for only once
+        that was sent, and drops an answer that another thread takes before."""
+        return self.wait(self.observer.executor.create_task(call, *arguments), 20.0)
 
     def wait(self, future, timeout: float):
         done = threading.Event()

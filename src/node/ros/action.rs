@@ -1,30 +1,26 @@
 //! `Calibrate` as an action: feedback, cancelling, a result.
 //!
-//! It lives in an executable of its own, because r2r's action server keeps its loop busy once a goal has ended and may
-//! crash on a result request for a goal that it does not know (r2r issue 136, and `handle_result_request` in r2r 0.9.7):
-//! neither may touch a detector. It works in one of two ways:
+//! It lives in an executable of its own, since a calibration may be wanted on another machine than the detector's. It works
+//! in one of two ways:
 //!
 //! - beside the node it drives the node's services and follows its status;
 //! - with `work_here`, on any machine of the graph, it makes the model itself from a recording and sends the files to
 //!   the node, which checks and loads them. The two machines share no disk.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use r2r::centerpoint_ptq_msgs::action::Calibrate;
 use r2r::centerpoint_ptq_msgs::msg::{CalibrationStatus, ModelFile};
 use r2r::centerpoint_ptq_msgs::srv::{LoadModel, StartCalibration};
 use r2r::indexmap::IndexMap;
 use r2r::std_srvs::srv::Trigger;
-use r2r::{
-    ActionServerCancelRequest, ActionServerGoal, ActionServerGoalRequest, Client, Parameter,
-    QosProfile, WrappedServiceTypeSupport,
-};
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use r2r::{Client, Parameter, QosProfile, WrappedServiceTypeSupport};
+use tokio::sync::{mpsc, watch};
 
+use super::goals::{self, Cancel, Goal};
 use super::{NodeError, Spinner, async_runtime, beside, create_node, entity, lock, logging};
 use super::{messages, parameters, publish_rosout, publisher, subscribe, until_end};
 use crate::calibration::ModelStore;
@@ -42,58 +38,6 @@ const GONE: Duration = Duration::from_secs(10);
 const LAST_RESULTS: Duration = Duration::from_secs(3);
 /// Parameters of this executable alone.
 const OWN: [&str; 2] = ["node", "work_here"];
-
-/// A goal that several tasks may touch.
-struct Goal(Mutex<ActionServerGoal<Calibrate::Action>>);
-
-impl Goal {
-    fn wanted(&self) -> Calibrate::Goal {
-        lock(&self.0).goal.clone()
-    }
-
-    fn feed_back(&self, stage: String, fraction: f32, eta_s: f32, detail: String) {
-        let feedback = Calibrate::Feedback {
-            stage,
-            fraction,
-            eta_s,
-            detail,
-        };
-        if let Err(error) = lock(&self.0).publish_feedback(feedback) {
-            tracing::debug!("feedback was not sent: {error}");
-        }
-    }
-
-    /// r2r forgets the handle of a goal whose cancelling it has granted.
-    fn was_cancelled(&self) -> bool {
-        lock(&self.0).is_cancelling().is_err()
-    }
-
-    /// Grants a cancel request and waits until r2r has acted on it, which its next spin does: a result before that would
-    /// be one of a goal that was not cancelled.
-    async fn grant(&self, request: ActionServerCancelRequest) {
-        request.accept();
-        for _ in 0..200 {
-            if self.was_cancelled() {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    fn finish(&self, result: Ended) {
-        let swapped = result.outcome == messages::outcome(Outcome::Swapped);
-        let cancelled = self.was_cancelled();
-        let mut goal = lock(&self.0);
-        let told = match (cancelled, swapped) {
-            (true, _) => goal.cancel(result),
-            (false, true) => goal.succeed(result),
-            (false, false) => goal.abort(result),
-        };
-        if let Err(error) = told {
-            tracing::warn!("the result of a calibration could not be sent: {error}");
-        }
-    }
-}
 
 /// Runs the action server until SIGINT or SIGTERM.
 pub fn run() -> Result<(), NodeError> {
@@ -114,9 +58,7 @@ pub fn run() -> Result<(), NodeError> {
     let _inside = runtime.enter();
 
     let detector = Detector::connect(&mut node, &own.node)?;
-    let goals = node
-        .create_action_server::<Calibrate::Action>("~/calibrate")
-        .map_err(|source| entity("the action ~/calibrate", source))?;
+    let requests = goals::create(&mut node)?;
     let many = QosProfile::default().keep_last(1000).transient_local();
     let log = publisher(&mut node, "/rosout", many)?;
     let clock = node.get_ros_clock();
@@ -132,7 +74,10 @@ pub fn run() -> Result<(), NodeError> {
     });
     let (end, ending) = watch::channel(false);
     let mut tasks = [
-        tokio::spawn(serve(goals, server, ending)),
+        tokio::spawn(requests.serve(ending.clone(), move |goal, cancels| {
+            let (server, ending) = (server.clone(), ending.clone());
+            async move { server.attend(goal, cancels, ending).await }
+        })),
         tokio::spawn(publish_rosout(rosout, clock, log)),
     ];
     let spinner = Spinner::start(node).map_err(|source| NodeError::Start {
@@ -145,7 +90,7 @@ pub fn run() -> Result<(), NodeError> {
     };
     tracing::info!("ready; calibrations run {place} {}", own.node);
     let ended = runtime.block_on(until_end(|| None, &spinner, &tasks));
-    // Every goal gets its result before the server goes: r2r does not survive one that comes after.
+    // Every goal gets its result before the server goes.
     end.send_replace(true);
     let served = &mut tasks[0];
     if !served.is_finished()
@@ -219,30 +164,6 @@ fn ended(outcome: Outcome, reason: impl Into<String>) -> Ended {
     }
 }
 
-async fn serve(
-    mut goals: impl Stream<Item = ActionServerGoalRequest<Calibrate::Action>> + Unpin,
-    server: Arc<Server>,
-    ending: watch::Receiver<bool>,
-) {
-    let mut attended = JoinSet::new();
-    loop {
-        let request = tokio::select! {
-            Some(request) = goals.next() => request,
-            Some(_) = attended.join_next() => continue,
-            () = raised(ending.clone()) => break,
-        };
-        match request.accept() {
-            Ok((goal, cancels)) => {
-                let (server, ending) = (server.clone(), ending.clone());
-                let goal = Goal(Mutex::new(goal));
-                attended.spawn(async move { server.attend(goal, cancels, ending).await });
-            }
-            Err(error) => tracing::warn!("a goal could not be accepted: {error}"),
-        }
-    }
-    while attended.join_next().await.is_some() {}
-}
-
 struct Server {
     detector: Detector,
     /// Present where calibrations run here.
@@ -253,7 +174,7 @@ impl Server {
     async fn attend(
         &self,
         goal: Goal,
-        cancels: impl Stream<Item = ActionServerCancelRequest> + Unpin + Send + 'static,
+        cancels: mpsc::Receiver<Cancel>,
         ending: watch::Receiver<bool>,
     ) {
         let begin = Instant::now();
@@ -266,7 +187,10 @@ impl Server {
         }
         let reasons = result.reasons.join("; ");
         tracing::info!("calibration ended: outcome {}, {reasons}", result.outcome);
-        goal.finish(result);
+        goal.finish(
+            result.outcome == messages::outcome(Outcome::Swapped),
+            result,
+        );
     }
 }
 
@@ -305,10 +229,10 @@ impl Detector {
     async fn work(
         &self,
         goal: &Goal,
-        mut cancels: impl Stream<Item = ActionServerCancelRequest> + Unpin,
+        mut cancels: mpsc::Receiver<Cancel>,
         ending: watch::Receiver<bool>,
     ) -> Ended {
-        let wanted = goal.wanted();
+        let wanted = goal.wanted.clone();
         let request = StartCalibration::Request {
             recipe: wanted.recipe,
             bag: wanted.bag,
@@ -344,9 +268,9 @@ impl Detector {
                 changed = status.changed() => if changed.is_err() {
                     return ended(Outcome::Failed, "the status is gone");
                 },
-                Some(request) = cancels.next() => {
+                Some(request) = cancels.recv() => {
                     match self.ask(&self.cancel, &Trigger::Request::default(), ANSWER).await {
-                        Ok(response) if response.success => goal.grant(request).await,
+                        Ok(response) if response.success => request.accept(),
                         // It has ended; what came of it is the result.
                         _ => request.reject(),
                     }
@@ -444,7 +368,7 @@ impl Worker {
     async fn work(
         &self,
         goal: &Goal,
-        mut cancels: impl Stream<Item = ActionServerCancelRequest> + Unpin,
+        mut cancels: mpsc::Receiver<Cancel>,
         detector: &Detector,
         ending: watch::Receiver<bool>,
     ) -> Ended {
@@ -458,9 +382,9 @@ impl Worker {
         loop {
             tokio::select! {
                 result = &mut work => return result.unwrap_or_else(|failure| failure),
-                Some(request) = cancels.next(), if !granted => {
+                Some(request) = cancels.recv(), if !granted => {
                     cancel.send_replace(true);
-                    goal.grant(request).await;
+                    request.accept();
                     granted = true;
                 }
                 () = raised(ending.clone()) => {
@@ -477,7 +401,7 @@ impl Worker {
         cancelled: watch::Receiver<bool>,
     ) -> Result<Ended, Ended> {
         let failed = |reason: String| ended(Outcome::Failed, reason);
-        let wanted = goal.wanted();
+        let wanted = goal.wanted.clone();
         if wanted.bag.is_empty() {
             let reason = "name a bag: calibrations that run here have no buffer of live frames";
             return Err(failed(reason.into()));

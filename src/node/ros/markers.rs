@@ -1,5 +1,8 @@
 //! Detections as markers: what RViz, Foxglove and Lichtblick draw without a plug-in.
 
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
 use nalgebra::{Point3, Vector3};
 use r2r::std_msgs::msg::ColorRGBA;
 use r2r::visualization_msgs::msg::{Marker, MarkerArray};
@@ -25,9 +28,49 @@ const VELOCITY_SECONDS: f64 = 1.0;
 /// Below this speed (m/s) an arrow would only show noise.
 const MIN_SPEED: f64 = 0.5;
 
+/// What the time between clouds is taken as before there were two.
+const FIRST_PERIOD: Duration = Duration::from_millis(100);
+/// How much longer than until the next cloud markers stay.
+const GRACE: Duration = Duration::from_millis(500);
+/// Times between clouds that are remembered.
+const PERIODS: usize = 9;
+
+/// How long markers stay: a little longer than until the next cloud.
+#[derive(Default)]
+pub struct Lifetime {
+    last: Option<Instant>,
+    periods: VecDeque<Duration>,
+}
+
+impl Lifetime {
+    /// Counts a cloud whose markers are published now. What is `given` is taken; a lifetime of zero is without end.
+    pub fn of(&mut self, now: Instant, given: Option<f64>) -> Duration {
+        if let Some(last) = self.last.replace(now) {
+            if self.periods.len() == PERIODS {
+                self.periods.pop_front();
+            }
+            self.periods.push_back(now.saturating_duration_since(last));
+        }
+        match given {
+            Some(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or_default(),
+            None => self.period() + GRACE,
+        }
+    }
+
+    /// The median, which a pause of the sensor does not change.
+    fn period(&self) -> Duration {
+        let mut sorted: Vec<_> = self.periods.iter().copied().collect();
+        sorted.sort();
+        sorted
+            .get(sorted.len() / 2)
+            .copied()
+            .unwrap_or(FIRST_PERIOD)
+    }
+}
+
 /// One array that replaces everything drawn before: outline, heading, label and velocity of each
-/// object, in the cloud's frame.
-pub fn markers(output: &Output) -> MarkerArray {
+/// object, in the cloud's frame. They go by themselves after `lifetime`, so that none stay when clouds cease.
+pub fn markers(output: &Output, lifetime: Duration) -> MarkerArray {
     let mut markers = vec![Marker {
         header: messages::header(&output.header),
         action: Marker::DELETEALL as i32,
@@ -44,6 +87,10 @@ pub fn markers(output: &Output) -> MarkerArray {
             action: Marker::ADD as i32,
             pose: messages::pose(&object.pose),
             color: rgba(colour, alpha),
+            lifetime: r2r::builtin_interfaces::msg::Duration {
+                sec: lifetime.as_secs() as i32,
+                nanosec: lifetime.subsec_nanos(),
+            },
             ..Default::default()
         };
         markers.push(Marker {
@@ -114,6 +161,25 @@ fn outline(size: &Vector3<f64>) -> [Vector3<f64>; 24] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn markers_stay_half_a_second_longer_than_until_the_next_cloud() {
+        let start = Instant::now();
+        let mut lifetime = Lifetime::default();
+        let mut at = |ms: u64, given| lifetime.of(start + Duration::from_millis(ms), given);
+        assert_eq!(at(0, None), Duration::from_millis(600));
+        for i in 1..10 {
+            assert_eq!(at(200 * i, None), Duration::from_millis(700));
+        }
+        // A pause is no period.
+        assert_eq!(at(60_000, None), Duration::from_millis(700));
+        assert_eq!(at(60_200, Some(0.25)), Duration::from_millis(250));
+        assert_eq!(at(60_400, Some(0.0)), Duration::ZERO);
+        for i in 1..10 {
+            at(60_400 + 2000 * i, None);
+        }
+        assert_eq!(at(80_400, None), Duration::from_millis(2500));
+    }
 
     #[test]
     fn an_outline_has_four_edges_of_each_extent() {

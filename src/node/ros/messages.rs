@@ -19,7 +19,7 @@ pub fn time(stamp: Stamp) -> Time {
     }
 }
 
-fn stamp(time: &Time) -> Stamp {
+pub fn stamp(time: &Time) -> Stamp {
     Stamp::from_sec_nanosec(time.sec, time.nanosec)
 }
 

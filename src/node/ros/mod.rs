@@ -8,11 +8,13 @@
 
 pub mod action;
 mod diagnostics;
+mod goals;
 mod logging;
 mod markers;
 mod messages;
 mod parameters;
 mod services;
+mod silence;
 
 use std::any::Any;
 use std::os::unix::process::CommandExt;
@@ -32,15 +34,20 @@ use r2r::{vision_msgs, visualization_msgs};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 
 use super::engine::LoadError;
 use super::settings::{Reliability, Settings, SettingsError, ros_home};
+use super::status::Work;
 use super::supervisor::Paths;
+use super::troubles::{Part, Symptom};
 use super::{Engine, Output, Pipeline, Supervisor};
 use crate::bag::Stamp;
 use crate::calibration::CalibrationBuffer;
+use crate::calibration::buffer::Fill;
 use crate::cloud::frames::{FrameAssembler, InputOptions};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
+use crate::ptq::recipe::Recipe;
 use diagnostics::Diagnostics;
 use services::Services;
 
@@ -50,6 +57,12 @@ const SPIN_TIMEOUT: Duration = Duration::from_millis(20);
 const OUTPUT_QUEUE: usize = 8;
 /// Between two status messages at the least.
 const STATUS_PERIOD: Duration = Duration::from_millis(100);
+/// Between two status messages at the most while something is wrong.
+const STATUS_REFRESH: Duration = Duration::from_secs(5);
+/// Between two looks at a file that is wrong.
+const RECIPE_PERIOD: Duration = Duration::from_secs(5);
+/// Tells the program that it was started anew, and why.
+const LOG_PROBLEM: &str = "CENTERPOINT_PTQ_LOG_PROBLEM";
 /// A clean end takes no longer than this, whatever is under way.
 const SHUTDOWN: Duration = Duration::from_millis(1500);
 
@@ -97,17 +110,19 @@ fn need_a_log_folder() -> Result<(), NodeError> {
         return Err(no_log(problem));
     }
     can_be_written(&other).map_err(no_log)?;
-    eprintln!(
+    let problem = format!(
         "the log goes to {}, since {} cannot be written: {problem}",
         other.display(),
         folder.display()
     );
+    eprintln!("{problem}");
     let own = std::env::current_exe().map_err(no_log)?;
     let arguments = std::env::args_os().skip(1);
     Err(no_log(
         Command::new(own)
             .args(arguments)
             .env(VARIABLE, other)
+            .env(LOG_PROBLEM, problem)
             .exec(),
     ))
 }
@@ -142,7 +157,15 @@ pub struct Spinner {
 }
 
 impl Spinner {
-    pub fn start(mut node: r2r::Node) -> std::io::Result<Self> {
+    pub fn start(node: r2r::Node) -> std::io::Result<Self> {
+        Self::start_with(node, |_| ())
+    }
+
+    /// `look` may ask the node for something in each turn, at least every 20 ms, and must not take long.
+    pub fn start_with(
+        mut node: r2r::Node,
+        mut look: impl FnMut(&r2r::Node) + Send + 'static,
+    ) -> std::io::Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::Builder::new().name("ros".into()).spawn({
             let stop = stop.clone();
@@ -150,6 +173,7 @@ impl Spinner {
                 while !stop.load(Ordering::Relaxed) {
                     let begin = Instant::now();
                     node.spin_once(SPIN_TIMEOUT);
+                    look(&node);
                     if begin.elapsed() < Duration::from_micros(200) {
                         std::thread::sleep(Duration::from_millis(1));
                     }
@@ -228,6 +252,7 @@ pub fn run() -> Result<(), NodeError> {
 
     let provider = settings.runtime_provider.to_string();
     let reliability = settings.input_reliability;
+    let recipe = settings.recipe_file();
     let settings = Arc::new(Mutex::new(settings));
     let topics = Topics::create(&mut node, reliability)?;
     let services = Services::create(&mut node)?;
@@ -243,6 +268,11 @@ pub fn run() -> Result<(), NodeError> {
             what: "the pipeline",
             source,
         })?;
+    if let Ok(problem) = std::env::var(LOG_PROBLEM) {
+        let symptom = Symptom::warn("log_folder", &problem);
+        pipeline.set_trouble(Part::Detection, "log_folder", Some(symptom));
+    }
+    check_recipe(&pipeline, recipe.as_deref());
     if shadow.every > 0 && pipeline.base().precision == Precision::Float {
         let (model, options) = (
             paths.model.clone(),
@@ -295,10 +325,18 @@ pub fn run() -> Result<(), NodeError> {
         tokio::spawn(publish_rosout(rosout, clock, publishers.rosout.clone())),
         tokio::spawn(services.serve(supervisor.clone())),
         tokio::spawn(supervisor.clone().watch_fallbacks()),
+        tokio::spawn(watch_recipe(pipeline.clone(), recipe)),
     ];
-    let spinner = Spinner::start(node).map_err(|source| NodeError::Start {
-        what: "the ROS thread",
-        source,
+    let mut watch = silence::Watch::new(
+        pipeline.clone(),
+        silence::remapped(silence::TOPIC, &name, std::env::args()),
+        reliability,
+    );
+    let spinner = Spinner::start_with(node, move |node| watch.look(node)).map_err(|source| {
+        NodeError::Start {
+            what: "the ROS thread",
+            source,
+        }
     })?;
     if resume {
         let supervisor = supervisor.clone();
@@ -431,7 +469,7 @@ impl Topics<(), (), ()> {
         let many = QosProfile::default().keep_last(100);
         let all_static = many.clone().transient_local();
         Ok(Topics {
-            clouds: subscribe(node, "~/input/pointcloud", input)?,
+            clouds: subscribe(node, silence::TOPIC, input)?,
             tf: subscribe(node, "/tf", many)?,
             tf_static: subscribe(node, "/tf_static", all_static)?,
             publishers: Publishers {
@@ -514,13 +552,18 @@ async fn publish_outputs(
     settings: Arc<Mutex<Settings>>,
 ) {
     let mut before: Option<Instant> = None;
+    let mut lifetime = markers::Lifetime::default();
     let ms = |value: f64| std_msgs::msg::Float64 { data: value };
     while let Some(output) = outputs.recv().await {
         publish(&publishers.objects, &messages::detections(&output));
         let now = Instant::now();
-        let wanted = lock(&settings).publish_markers;
+        let (wanted, given) = {
+            let settings = lock(&settings);
+            (settings.publish_markers, settings.publish_marker_lifetime_s)
+        };
+        let stay = lifetime.of(now, given);
         if wanted && has_listeners(&publishers.markers) {
-            publish(&publishers.markers, &markers::markers(&output));
+            publish(&publishers.markers, &markers::markers(&output, stay));
         }
         publish(&publishers.processing, &ms(output.processing_ms.into()));
         if let Some(time) = now_on(&clock) {
@@ -540,7 +583,7 @@ fn now_on(clock: &Mutex<Clock>) -> Option<Stamp> {
     i64::try_from(now.as_nanos()).ok().map(Stamp)
 }
 
-/// Publishes the status at every change, the latest when changes come too fast.
+/// Publishes the status at every change, the latest when changes come too fast, and now and then while something is wrong.
 async fn publish_status(
     supervisor: Arc<Supervisor>,
     pipeline: Arc<Pipeline>,
@@ -550,9 +593,11 @@ async fn publish_status(
 ) {
     let mut work = supervisor.work();
     let mut active = pipeline.active();
+    let mut troubles = pipeline.trouble_changes();
     loop {
         work.mark_unchanged();
         active.mark_unchanged();
+        troubles.mark_unchanged();
         let status = supervisor.status();
         let data = status.to_json();
         publish(&json, &std_msgs::msg::String { data });
@@ -565,6 +610,9 @@ async fn publish_status(
         let gone = tokio::select! {
             changed = work.changed() => changed.is_err(),
             changed = active.changed() => changed.is_err(),
+            changed = troubles.changed() => changed.is_err(),
+            // Shares and durations change all the time.
+            () = tokio::time::sleep(STATUS_REFRESH), if !status.conditions.is_empty() => false,
         };
         if gone {
             return;
@@ -573,7 +621,7 @@ async fn publish_status(
 }
 
 async fn publish_diagnostics(
-    mut diagnostics: Diagnostics,
+    diagnostics: Diagnostics,
     supervisor: Arc<Supervisor>,
     pipeline: Arc<Pipeline>,
     settings: Arc<Mutex<Settings>>,
@@ -588,6 +636,7 @@ async fn publish_diagnostics(
         // Parameters may have changed.
         pipeline.buffer().set_policy(settings.buffer_policy());
         let fill = pipeline.buffer().fill();
+        note_problems(&pipeline, &work.borrow(), &fill);
         let mut report = diagnostics.report(
             &pipeline.statistics(),
             &active.borrow(),
@@ -599,6 +648,49 @@ async fn publish_diagnostics(
             report.header.stamp = messages::time(now);
         }
         publish(&publisher, &report);
+    }
+}
+
+/// What the buffer and the store say is wrong.
+fn note_problems(pipeline: &Pipeline, work: &Work, fill: &Fill) {
+    let start = work.start.as_ref().map(|start| start.problems.join("; "));
+    let problems = [
+        ("buffer", "calibration buffer", fill.problem.clone()),
+        ("store", "model store", work.store_problem.clone()),
+        (
+            "start",
+            "the model that ran before the start cannot run",
+            start.filter(|problems| !problems.is_empty()),
+        ),
+    ];
+    for (kind, what, problem) in problems {
+        let text = problem.map(|problem| format!("{what}: {problem}"));
+        let symptom = text
+            .as_deref()
+            .map(|text| Symptom::warn(kind, text).logged());
+        pipeline.set_trouble(Part::Calibration, kind, symptom);
+    }
+}
+
+/// Reads the recipe as a calibration will, and notes what is wrong with it.
+fn check_recipe(pipeline: &Pipeline, file: Option<&Path>) {
+    let text = Recipe::load_or_default(file)
+        .err()
+        .map(|error| format!("parameter 'recipe_path': {error}; calibrations with it are refused"));
+    let symptom = text.as_deref().map(|text| Symptom::error("recipe", text));
+    pipeline.set_trouble(Part::Calibration, "recipe", symptom);
+}
+
+/// Looks at the recipe file again and again: it may be mended, or go.
+async fn watch_recipe(pipeline: Arc<Pipeline>, file: Option<PathBuf>) {
+    let mut period = tokio::time::interval(RECIPE_PERIOD);
+    period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        period.tick().await;
+        let (pipeline, file) = (pipeline.clone(), file.clone());
+        let check = move || check_recipe(&pipeline, file.as_deref());
+        // A panic is told by then, and the next look may go better.
+        drop(tokio::task::spawn_blocking(check).await);
     }
 }
 

@@ -54,6 +54,10 @@ pub fn value(value: &ParameterValue) -> Option<Value> {
         ParameterValue::Integer(n) => Value::Integer(*n),
         ParameterValue::Double(x) => Value::Double(*x),
         ParameterValue::String(text) => Value::Text(text.clone()),
+        ParameterValue::DoubleArray(numbers) => Value::Numbers(numbers.clone()),
+        ParameterValue::IntegerArray(numbers) => {
+            Value::Numbers(numbers.iter().map(|n| *n as f64).collect())
+        }
         _ => return None,
     })
 }
@@ -64,6 +68,7 @@ fn ros_value(value: Value) -> ParameterValue {
         Value::Integer(n) => ParameterValue::Integer(n),
         Value::Double(x) => ParameterValue::Double(x),
         Value::Text(text) => ParameterValue::String(text),
+        Value::Numbers(numbers) => ParameterValue::DoubleArray(numbers),
     }
 }
 
