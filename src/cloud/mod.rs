@@ -7,6 +7,7 @@
 //! | [`condition`] | what makes a frame's result worse than it could be |
 //! | [`sweeps`] | joins the last sweeps in the frame of the newest |
 //! | [`frames`] | all of it together: what a bag or a node feeds to the detector |
+//! | [`summary`] | what a run over a recording read, and how well |
 //!
 //! ```
 //! use centerpoint_ptq::bag::{Stamp, msg::Header};
@@ -23,6 +24,7 @@
 
 pub mod condition;
 pub mod frames;
+pub mod summary;
 pub mod sweeps;
 pub mod tf;
 
