@@ -105,7 +105,7 @@ pub struct Frame {
     pub placement: Placement,
     /// Pose of the model's frame in the fixed frame, where tf gives it.
     pub fixed_from_model: Option<Pose>,
-    /// Sweeps in `points`; 1 for a cloud that was joined before.
+    /// Sweeps in `points`; of a cloud that was joined before, as many as it has time lags.
     pub sweeps: usize,
     /// About the newest sweep's message.
     pub stats: DecodeStats,
@@ -385,7 +385,8 @@ impl FrameAssembler {
             }
         };
         let sweeps = if stats.has_time_lag {
-            1
+            let lags: BTreeSet<u32> = points.iter().map(|p| p.time_lag.to_bits()).collect();
+            lags.len().max(1)
         } else {
             points = self.densifier.push(stamp, points, fixed_from_model);
             self.densifier.joined()
@@ -881,6 +882,7 @@ mod tests {
             let frame = assembler.push_cloud(&joined).unwrap();
             assert_eq!(frame.points.0, lags);
             assert_eq!(frame.placement, Placement::SameFrame);
+            assert_eq!(frame.sweeps, 3);
         }
     }
 
