@@ -727,6 +727,8 @@ fn samples(count: usize) -> Vec<Result<Sample, std::io::Error>> {
             Ok(Sample {
                 stamp: Stamp(i as i64 * 100_000_000),
                 points: Points(points),
+                sweeps: 1,
+                conditions: Vec::new(),
                 role: None,
             })
         })
@@ -1114,6 +1116,8 @@ fn bad_input_is_an_error_that_says_what_and_leaves_nothing() {
         Ok(Sample {
             stamp: Stamp(0),
             points: Points(vec![]),
+            sweeps: 1,
+            conditions: Vec::new(),
             role: None,
         })
     };
@@ -1125,6 +1129,8 @@ fn bad_input_is_an_error_that_says_what_and_leaves_nothing() {
         Ok(Sample {
             stamp: Stamp(i as i64),
             points: Points(vec![point]),
+            sweeps: 1,
+            conditions: Vec::new(),
             role: None,
         })
     };

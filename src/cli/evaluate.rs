@@ -1,7 +1,6 @@
 //! `centerpoint_ptq evaluate`: score a model against ground truth, or two models against each other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
@@ -194,18 +193,26 @@ fn parse_sector(text: &str) -> Result<(f32, f32), String> {
 }
 
 pub fn run(args: Args) -> anyhow::Result<Ended> {
-    let gate = match &args.gate {
-        Some(recipe) => Some(Recipe::load(recipe)?.gate),
+    let recipe = match &args.gate {
+        Some(recipe) => Some(Recipe::load(recipe)?),
         None => None,
     };
     if let Some(path) = &args.out {
         check_file(path)?;
     }
+    if let (Some(recipe), Some(model)) = (&recipe, &args.model) {
+        // Before the frames are read.
+        recipe.suits(&ModelDescription::load(model)?.classes)?;
+    }
     let (classes, runs, labels, input) = match &args.model {
         Some(first) => run_models(&args, first)?,
         None => read_detections(&args)?,
     };
-    let mut output = compare(&args, &classes, &runs, labels.as_ref(), gate.as_ref())?;
+    if let Some(recipe) = &recipe {
+        recipe.suits(&classes)?;
+    }
+    let gate = recipe.as_ref().map(|recipe| &recipe.gate);
+    let mut output = compare(&args, &classes, &runs, labels.as_ref(), gate)?;
     output.input = input;
     let json = serde_json::to_string_pretty(&output)?;
     if let Some(path) = &args.out {
@@ -568,14 +575,12 @@ fn tables(output: &Output) -> String {
     if let Some(agreement) = &output.agreement {
         text += &agreement_table(agreement);
     }
-    if let Some(Verdict { accepted, reasons }) = &output.verdict {
-        text += match accepted {
+    if let Some(verdict) = &output.verdict {
+        text += match verdict.accepted {
             true => "\nThe gate accepts the second model.\n",
-            false => "\nThe gate refuses the second model:\n",
+            false => "\nThe gate refuses the second model.\n",
         };
-        for reason in reasons {
-            let _ = writeln!(text, "  - {reason}");
-        }
+        text += &verdict.text();
         text.push('\n');
     }
     if let Some(problem) = &output.pairing {

@@ -1387,6 +1387,7 @@ mod tests {
             let frame = assembler.push_cloud(&joined).unwrap();
             assert_eq!(frame.points.0, lags);
             assert_eq!(frame.placement, Placement::SameFrame);
+            assert_eq!(frame.sweeps, 3);
         }
     }
 

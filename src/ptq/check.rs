@@ -64,12 +64,220 @@ pub struct Latencies {
     pub int8_total: Latency,
 }
 
-/// Whether the INT8 model may replace the float one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Whether the INT8 model may replace the float one, and what that rests on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
     pub accepted: bool,
     /// Why not; empty if accepted.
+    #[serde(default)]
     pub reasons: Vec<String>,
+    /// What had boxes enough to be held against the bounds: each class, and behind it its distance bands.
+    ///
+    /// Verdicts of older reports have neither this nor the next: they do not say what they rest on.
+    #[serde(default)]
+    pub judged: Vec<Evidence>,
+    /// What had too few: nothing is known of it, whatever its figures are.
+    #[serde(default)]
+    pub not_judged: Vec<Evidence>,
+    /// What else a reader must know: figures far from the bounds that too few boxes give, frames that lack sweeps.
+    #[serde(default)]
+    pub remarks: Vec<String>,
+}
+
+/// The boxes that the gate had of a class, or of a class in one distance band, and how far they agree.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evidence {
+    pub class: String,
+    /// Distance band in metres, as `30-50`; absent: the whole class.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub band: Option<String>,
+    /// Boxes that the float model found on the held-out frames.
+    pub float_boxes: usize,
+    /// Boxes that the INT8 model found on them.
+    pub int8_boxes: usize,
+    /// One of the two must have found so many to be judged.
+    pub needed: usize,
+    pub f1: Option<f64>,
+    /// Share of float's boxes that INT8 missed.
+    pub missed: Option<f64>,
+    /// Share of INT8's boxes that float does not have.
+    pub extra: Option<f64>,
+    /// Mean distance of paired centres on the ground, metres; absent, as the next two, where nothing pairs.
+    pub centre_error: Option<f64>,
+    /// Mean difference of paired headings, radians.
+    pub yaw_error: Option<f64>,
+    /// Mean difference of paired sizes, metres.
+    pub size_error: Option<f64>,
+}
+
+impl Evidence {
+    fn of(class: &str, band: Option<&str>, cell: &AgreementCell, bounds: &Bounds) -> Self {
+        let mean = |spread: Option<Spread>| spread.map(|s| s.mean);
+        let share = |part: usize, of: usize| (of > 0).then(|| part as f64 / of as f64);
+        let [float_boxes, int8_boxes] = boxes(cell);
+        Evidence {
+            class: class.to_owned(),
+            band: band.map(str::to_owned),
+            float_boxes,
+            int8_boxes,
+            needed: bounds.needed(),
+            f1: cell.f1,
+            missed: share(cell.missed, float_boxes),
+            extra: share(cell.extra, int8_boxes),
+            centre_error: mean(cell.centre),
+            yaw_error: mean(cell.yaw),
+            size_error: mean(cell.size),
+        }
+    }
+
+    /// The number that is held against [`needed`](Self::needed).
+    pub fn boxes(&self) -> usize {
+        self.float_boxes.max(self.int8_boxes)
+    }
+
+    /// How far it is from being judged.
+    fn lack(&self) -> String {
+        format!("{} of {} needed", self.boxes(), self.needed)
+    }
+}
+
+impl std::fmt::Display for Evidence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.class)?;
+        match &self.band {
+            Some(band) => write!(f, " at {band} m"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Verdict {
+    /// Takes some boxes to the evidence, and what speaks against them to the reasons; too few boxes that look bad are
+    /// worth a remark, where wanted. Whether they were judged comes back.
+    fn hold(
+        &mut self,
+        class: &str,
+        band: Option<&str>,
+        cell: &AgreementCell,
+        bounds: &Bounds,
+        remark: bool,
+    ) -> bool {
+        let evidence = Evidence::of(class, band, cell, bounds);
+        let counts = format!(
+            "{} matched, {} missed, {} extra",
+            cell.matched, cell.missed, cell.extra
+        );
+        let judged = bounds.judges(cell);
+        let broken = bounds.broken(cell);
+        if judged {
+            let told = broken.iter().map(|b| format!("{evidence}: {b} ({counts})"));
+            self.reasons.extend(told);
+            if broken.is_empty() && cell.matched == 0 {
+                // Means over no pairs keep any bound.
+                self.reasons.push(format!(
+                    "{evidence}: no box of one model has a partner in the other, so there are no errors to judge ({counts})"
+                ));
+            }
+            self.judged.push(evidence);
+        } else {
+            let far = broken.iter().filter(|b| b.is_far());
+            let far: Vec<String> = far.map(Breach::to_string).collect();
+            if remark && evidence.boxes() > 0 && !far.is_empty() {
+                self.remarks.push(format!(
+                    "{evidence} was not judged, for lack of boxes ({}), but looks bad: {} ({counts})",
+                    evidence.lack(),
+                    far.join(", ")
+                ));
+            }
+            self.not_judged.push(evidence);
+        }
+        judged
+    }
+
+    /// `ACCEPTED` or `REFUSED`.
+    pub fn word(&self) -> &'static str {
+        match self.accepted {
+            true => "ACCEPTED",
+            false => "REFUSED",
+        }
+    }
+
+    /// Classes that were judged.
+    pub fn judged_classes(&self) -> impl Iterator<Item = &Evidence> {
+        self.judged.iter().filter(|e| e.band.is_none())
+    }
+
+    /// Classes that were not.
+    pub fn unjudged_classes(&self) -> impl Iterator<Item = &Evidence> {
+        self.not_judged.iter().filter(|e| e.band.is_none())
+    }
+
+    /// Distance bands that were not judged, of classes that were.
+    pub fn unjudged_bands(&self) -> impl Iterator<Item = &Evidence> {
+        self.not_judged.iter().filter(|e| {
+            e.band.is_some() && self.judged_classes().any(|class| class.class == e.class)
+        })
+    }
+
+    /// What was judged and what was not, in a line: `judged CAR (212 boxes), TRUCK (31); not judged for lack of boxes: BUS
+    /// (2 of 20 needed)`. `None` where the verdict does not say.
+    pub fn coverage(&self) -> Option<String> {
+        if self.judged.is_empty() && self.not_judged.is_empty() {
+            return None;
+        }
+        let judged: Vec<String> = self
+            .judged
+            .iter()
+            .filter(|e| {
+                // A band is only told where its class was not judged as a whole.
+                e.band.is_none() || self.judged_classes().all(|class| class.class != e.class)
+            })
+            .enumerate()
+            .map(|(i, e)| match i {
+                0 => format!("{e} ({} boxes)", e.boxes()),
+                _ => format!("{e} ({})", e.boxes()),
+            })
+            .collect();
+        let mut text = match judged.is_empty() {
+            true => "nothing was judged".to_owned(),
+            false => format!("judged {}", judged.join(", ")),
+        };
+        let lacking = |evidence: &mut dyn Iterator<Item = &Evidence>| {
+            let each = evidence.map(|e| format!("{e} ({})", e.lack()));
+            each.collect::<Vec<_>>().join(", ")
+        };
+        let classes = lacking(&mut self.unjudged_classes());
+        if !classes.is_empty() {
+            text += &format!("; not judged for lack of boxes: {classes}");
+        }
+        let bands = lacking(&mut self.unjudged_bands());
+        if !bands.is_empty() {
+            text += &format!("; nor in these distance bands: {bands}");
+        }
+        Some(text)
+    }
+
+    /// The verdict in a line, with what it rests on.
+    pub fn headline(&self) -> String {
+        match self.coverage() {
+            Some(coverage) => format!("{}; {coverage}", self.word()),
+            None => self.word().to_owned(),
+        }
+    }
+
+    /// What it rests on and what else there is to know, a line each; the reasons are not among them.
+    pub fn notes(&self) -> Vec<String> {
+        let coverage = self.coverage().into_iter();
+        coverage.chain(self.remarks.iter().cloned()).collect()
+    }
+
+    /// Everything, a line each: for a terminal.
+    pub fn text(&self) -> String {
+        let mut lines = vec![self.headline()];
+        lines.extend(self.reasons.iter().map(|reason| format!("  - {reason}")));
+        lines.extend(self.remarks.iter().map(|remark| format!("  ! {remark}")));
+        lines.join("\n") + "\n"
+    }
 }
 
 /// What the check found.
@@ -238,18 +446,50 @@ impl std::fmt::Display for Breach {
     }
 }
 
+/// Boxes of the float model and of the INT8 model.
+fn boxes(cell: &AgreementCell) -> [usize; 2] {
+    [cell.matched + cell.missed, cell.matched + cell.extra]
+}
+
+impl Breach {
+    /// Whether chance does not explain it, though there are few boxes: twice as bad as the bound allows, or worse.
+    fn is_far(&self) -> bool {
+        const TIMES: f64 = 2.0;
+        match self.measure {
+            Measure::F1 => 1.0 - self.value >= (TIMES * (1.0 - self.bound)).min(1.0),
+            Measure::Missed | Measure::Extra => self.value >= (TIMES * self.bound).min(1.0),
+            Measure::Centre | Measure::Heading | Measure::Size => self.value >= TIMES * self.bound,
+        }
+    }
+}
+
 impl Bounds {
+    /// Boxes that it takes to judge: none at all say nothing.
+    pub fn needed(&self) -> usize {
+        self.min_boxes.max(1)
+    }
+
     /// Whether there are enough boxes to judge. Boxes that only INT8 finds count as much as boxes it misses.
     pub fn judges(&self, cell: &AgreementCell) -> bool {
-        (cell.matched + cell.missed).max(cell.matched + cell.extra) >= self.min_boxes
+        boxes(cell).into_iter().any(|count| count >= self.needed())
     }
 
     /// The bounds that some boxes do not keep, all of them if there are enough to judge.
     pub fn breaches(&self, cell: &AgreementCell) -> Vec<Breach> {
-        if !self.judges(cell) {
-            return Vec::new();
+        match self.judges(cell) {
+            true => self.broken(cell),
+            false => Vec::new(),
         }
-        let mean = |spread: Option<Spread>| spread.map_or(0.0, |s| s.mean);
+    }
+
+    /// The same, however few boxes there are.
+    fn broken(&self, cell: &AgreementCell) -> Vec<Breach> {
+        // Errors of pairs that are no numbers at all are as large as can be.
+        let mean = |spread: Option<Spread>| match spread {
+            Some(spread) => spread.mean,
+            None if cell.matched > 0 => f64::INFINITY,
+            None => 0.0,
+        };
         let share = |part: usize| part as f64 / (cell.matched + part).max(1) as f64;
         let f1 = cell.f1.unwrap_or(0.0);
         let above = [
@@ -276,40 +516,55 @@ impl Bounds {
     }
 }
 
-/// Holds the agreement against the gate's bounds: each class, and each class in each distance band.
+/// Holds the agreement against the gate's bounds: each class, and each class in each distance band. Says of each whether
+/// there were boxes enough.
 pub fn judge(agreement: &Agreement, gate: &Gate) -> Verdict {
-    let mut reasons = Vec::new();
+    let frames = agreement.frames;
+    let mut verdict = Verdict::default();
     let total = agreement.total.matched + agreement.total.missed;
     if total < gate.min_boxes_total {
-        reasons.push(format!(
-            "the float model found {total} boxes on the {} held-out frames; {} are needed to judge",
-            agreement.frames, gate.min_boxes_total
+        verdict.reasons.push(format!(
+            "the float model found {total} boxes on the {frames} held-out frames; {} are needed to judge",
+            gate.min_boxes_total
         ));
     }
-    let mut hold = |name: &str, cell: &AgreementCell, bounds: &Bounds| {
-        let counts = format!(
-            "{} matched, {} missed, {} extra",
-            cell.matched, cell.missed, cell.extra
-        );
-        let breaches = bounds.breaches(cell);
-        reasons.extend(breaches.iter().map(|b| format!("{name}: {b} ({counts})")));
-    };
     for class in &agreement.classes {
-        hold(&class.class, &class.all, &gate.class());
+        let bounds = gate.class();
+        let judged = verdict.hold(&class.class, None, &class.all, &bounds, true);
+        if !judged && gate.must_judge.wants(&class.class) {
+            let [float, int8] = boxes(&class.all);
+            verdict.reasons.push(format!(
+                "{}: the recipe wants it judged (gate.must_judge), and {} of the {} boxes are there that it takes, on \
+                 {frames} held-out frames; give more frames, of places where there are more of them: a longer recording, \
+                 a larger frames.max, or a node's buffer that was filled there",
+                class.class,
+                float.max(int8),
+                bounds.needed()
+            ));
+        }
         if let Some(bounds) = &gate.bands {
             for band in &class.bands {
-                hold(&format!("{} at {} m", class.class, band.band), band, bounds);
+                // What is odd in a class that is not judged is said of the class already.
+                verdict.hold(&class.class, Some(&band.band), band, bounds, judged);
             }
         }
     }
-    Verdict {
-        accepted: reasons.is_empty(),
-        reasons,
+    if verdict.judged.is_empty() && verdict.reasons.is_empty() {
+        let lack = verdict
+            .unjudged_classes()
+            .map(|e| format!("{e} ({})", e.lack()));
+        let lack = lack.collect::<Vec<_>>().join(", ");
+        verdict.reasons.push(format!(
+            "no class has boxes enough on the {frames} held-out frames to be judged: {lack}"
+        ));
     }
+    verdict.accepted = verdict.reasons.is_empty();
+    verdict
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::recipe::MustJudge;
     use super::super::recipe::tests::quick;
     use super::*;
     use crate::geometry::Box3d;
@@ -399,6 +654,154 @@ mod tests {
         assert!(judged(30, 26).reasons[0].contains("missed boxes 0.133 is above 0.1"));
         assert!(judged(30, 37).accepted);
         assert!(judged(30, 38).reasons[0].contains("extra boxes 0.211 is above 0.2"));
+    }
+
+    /// Cars and buses, so many of each model, the buses turned by so much.
+    fn cars_and_buses(cars: usize, buses: usize, turned: f32) -> [Vec<Vec<Detection>>; 2] {
+        let found = |turned: f32| {
+            let mut found = boxes(cars, 0.0);
+            found[0].extend((0..buses).map(|i| Detection {
+                bbox: Box3d {
+                    center: Vector3::new(i as f32 * 8.0, 30.0, 0.0),
+                    size: Vector3::new(12.0, 2.5, 3.0),
+                    yaw: turned,
+                },
+                class: 1,
+                score: 0.8,
+                velocity: None,
+            }));
+            found
+        };
+        [found(0.0), found(turned)]
+    }
+
+    fn verdict_of([float, int8]: [Vec<Vec<Detection>>; 2], gate: &Gate) -> Verdict {
+        let classes = ["CAR", "BUS", "BICYCLE"].map(String::from);
+        judge(&agreement(&float, &int8, &classes, &gate.pairing), gate)
+    }
+
+    #[test]
+    fn the_verdict_says_what_was_judged_and_what_was_not_with_the_boxes() {
+        let mut gate = quick().gate;
+        gate.bands = None;
+        let found = verdict_of(cars_and_buses(30, 9, 0.0), &gate);
+        assert!(found.accepted && found.remarks.is_empty());
+        assert_eq!(
+            found.coverage().unwrap(),
+            "judged CAR (30 boxes); not judged for lack of boxes: BUS (9 of 20 needed), BICYCLE (0 of 20 needed)"
+        );
+        let [bus, bicycle] = &found.not_judged[..] else {
+            panic!("{found:?}");
+        };
+        assert_eq!((bus.float_boxes, bus.int8_boxes, bus.needed), (9, 9, 20));
+        assert_eq!((bus.f1, bus.yaw_error), (Some(1.0), Some(0.0)));
+        assert_eq!(
+            (bicycle.boxes(), bicycle.yaw_error),
+            (0, None),
+            "no mean over nothing"
+        );
+    }
+
+    #[test]
+    fn what_looks_bad_over_too_few_boxes_is_a_remark() {
+        let mut gate = quick().gate;
+        gate.bands = None;
+        let found = verdict_of(cars_and_buses(30, 9, 0.64), &gate);
+        assert!(found.accepted, "{found:?}");
+        let [remark] = &found.remarks[..] else {
+            panic!("{found:?}");
+        };
+        for part in [
+            "BUS was not judged",
+            "9 of 20 needed",
+            "heading error 0.640 rad is above 0.2",
+        ] {
+            assert!(remark.contains(part), "{remark}");
+        }
+        assert!(found.text().contains("  ! BUS"), "{}", found.text());
+        // A little above the bound may be chance.
+        let found = verdict_of(cars_and_buses(30, 9, 0.25), &gate);
+        assert!(found.remarks.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn classes_that_must_be_judged_and_cannot_be_refuse_the_model() {
+        let mut gate = quick().gate;
+        for (wanted, refused) in [
+            (vec!["car"], 0),
+            (vec!["CAR", "BUS"], 1),
+            (vec!["BICYCLE", "BUS"], 2),
+        ] {
+            let names = wanted.iter().map(|name| (*name).to_owned()).collect();
+            gate.must_judge = MustJudge::Named(names);
+            let found = verdict_of(cars_and_buses(30, 9, 0.0), &gate);
+            assert_eq!(found.reasons.len(), refused, "{found:?}");
+            assert_eq!(found.accepted, refused == 0);
+        }
+        gate.must_judge = MustJudge::All;
+        let found = verdict_of(cars_and_buses(30, 9, 0.0), &gate);
+        assert!(
+            found.reasons[0].starts_with("BUS: ") && found.reasons[0].contains("9 of the 20 boxes"),
+            "{found:?}"
+        );
+        assert!(
+            verdict_of(cars_and_buses(30, 20, 0.0), &{
+                gate.must_judge = MustJudge::Named(vec!["BUS".into()]);
+                gate
+            })
+            .accepted
+        );
+    }
+
+    #[test]
+    fn a_model_of_which_nothing_was_judged_is_refused() {
+        let gate = quick().gate;
+        let found = verdict_of(cars_and_buses(15, 15, 0.0), &gate);
+        assert!(!found.accepted && found.judged.is_empty());
+        assert!(
+            found.reasons[0].contains("CAR (15 of 20 needed), BUS (15 of 20 needed)"),
+            "{found:?}"
+        );
+        assert!(found.headline().starts_with("REFUSED; nothing was judged"));
+    }
+
+    #[test]
+    fn bands_without_boxes_enough_are_named_where_their_class_was_judged() {
+        let gate = quick().gate;
+        let found = verdict_of(cars_and_buses(30, 9, 0.0), &gate);
+        let bands: Vec<String> = found.unjudged_bands().map(Evidence::to_string).collect();
+        assert_eq!(bands, ["CAR at 0-30 m", "CAR at 30-50 m", "CAR at 50+ m"]);
+        let text = found.coverage().unwrap();
+        assert!(
+            text.contains("nor in these distance bands: CAR at 0-30 m ("),
+            "{text}"
+        );
+        assert!(!text.contains("BUS at"), "{text}");
+    }
+
+    #[test]
+    fn means_over_no_pairs_do_not_pass() {
+        let mut gate = quick().gate;
+        (gate.min_f1, gate.max_missed, gate.max_extra, gate.bands) = (0.0, 1.0, 1.0, None);
+        let [float, _] = cars_and_buses(30, 0, 0.0);
+        let found = verdict_of([float, vec![Vec::new()]], &gate);
+        assert!(
+            !found.accepted && found.reasons[0].contains("no box of one model has a partner"),
+            "{found:?}"
+        );
+        // Nor does a class that neither saw count as judged, however few boxes a recipe asks for.
+        gate.min_boxes = 0;
+        let found = verdict_of(cars_and_buses(30, 0, 0.0), &gate);
+        assert!(found.accepted, "{found:?}");
+        assert_eq!(found.unjudged_classes().count(), 2);
+    }
+
+    #[test]
+    fn a_verdict_from_before_says_only_what_it_says() {
+        let old: Verdict = serde_json::from_str(r#"{"accepted": true, "reasons": []}"#).unwrap();
+        assert_eq!(old.coverage(), None);
+        assert_eq!(old.headline(), "ACCEPTED");
+        assert!(old.notes().is_empty());
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::bag::Stamp;
+use crate::cloud::condition::{Condition, Conditions};
 use crate::cloud::{Point, Points};
 use crate::files::hex;
 
@@ -18,6 +19,10 @@ use crate::files::hex;
 pub struct Sample {
     pub stamp: Stamp,
     pub points: Points,
+    /// Sweeps in `points`.
+    pub sweeps: usize,
+    /// What makes it worth less than it could be.
+    pub conditions: Vec<Condition>,
     /// What it is for, where that was decided when it was taken; else the recipe decides.
     pub role: Option<Role>,
 }
@@ -27,6 +32,8 @@ impl From<crate::cloud::frames::Frame> for Sample {
         Sample {
             stamp: frame.stamp,
             points: frame.points,
+            sweeps: frame.sweeps,
+            conditions: frame.conditions,
             role: None,
         }
     }
@@ -47,6 +54,9 @@ pub struct FrameRecord {
     pub stamp: i64,
     pub role: Role,
     pub points: usize,
+    /// Sweeps in it; absent in older reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sweeps: Option<usize>,
     /// SHA-256 of the points as stored: x, y, z, intensity, time lag (f32) and ring (u16), little-endian.
     pub sha256: String,
 }
@@ -56,6 +66,7 @@ pub struct FrameRecord {
 pub struct Spool {
     file: BufWriter<File>,
     records: Vec<FrameRecord>,
+    conditions: Conditions,
 }
 
 const POINT_BYTES: usize = 5 * 4 + 2;
@@ -66,6 +77,7 @@ impl Spool {
         Ok(Spool {
             file: BufWriter::new(tempfile::tempfile_in(folder)?),
             records: Vec::new(),
+            conditions: Conditions::default(),
         })
     }
 
@@ -82,9 +94,16 @@ impl Spool {
             stamp: sample.stamp.0,
             role,
             points: sample.points.0.len(),
+            sweeps: Some(sample.sweeps),
             sha256: hex(&Sha256::digest(&bytes)),
         });
+        self.conditions.add(&sample.conditions);
         Ok(())
+    }
+
+    /// The conditions of all frames.
+    pub fn conditions(&self) -> &Conditions {
+        &self.conditions
     }
 
     pub fn records(&self) -> &[FrameRecord] {
@@ -105,7 +124,8 @@ impl Spool {
         hex(&hash.finalize())
     }
 
-    /// Calls `each` with every frame of a role, in order.
+    /// Calls `each` with every frame of a role, in order. Their conditions are not kept: those are summed up in
+    /// [`conditions`](Self::conditions).
     pub fn for_each<E: From<std::io::Error>>(
         &mut self,
         role: Role,
@@ -145,6 +165,8 @@ impl Spool {
                 Sample {
                     stamp,
                     points: Points(points),
+                    sweeps: record.sweeps.unwrap_or(1),
+                    conditions: Vec::new(),
                     role: Some(role),
                 },
             )?;
@@ -180,6 +202,8 @@ mod tests {
                     })
                     .collect(),
             ),
+            sweeps: 1 + n % 2,
+            conditions: Vec::new(),
             role: Some(role_of(n)),
         };
         for n in 0..9 {

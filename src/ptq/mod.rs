@@ -33,12 +33,14 @@ pub mod reconstruct;
 pub mod report;
 pub mod weights;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use ndarray::{Array4, Axis, s};
 use sha2::{Digest, Sha256};
 
+use crate::cloud::summary::InputSummary;
 use crate::detector::description::{Head, Precision, TensorName};
 use crate::detector::kernels::{Convolution, Kernels};
 use crate::detector::runtime::{self, RuntimeOptions};
@@ -71,6 +73,11 @@ pub enum PtqError {
     Runtime(#[from] crate::detector::runtime::RuntimeError),
     #[error("the model {name} is {precision} already; quantization starts from a float model")]
     NotFloat { name: String, precision: Precision },
+    #[error(transparent)]
+    Recipe(#[from] recipe::RecipeError),
+    /// The frames were read, and whoever gave them says that they are not to be used.
+    #[error("{0}")]
+    Input(String),
     #[error("frame {index} cannot be read: {source}")]
     Frame {
         index: usize,
@@ -118,6 +125,22 @@ pub(crate) fn go_on(progress: &dyn Progress) -> Result<(), PtqError> {
     }
 }
 
+/// Frames, and what there is to say of them once the last one was read.
+pub struct Source<I, R> {
+    pub frames: I,
+    /// Called once, when no more frames are wanted. [`PtqError::Input`] refuses them.
+    pub told: R,
+}
+
+/// What [`Source::told`] says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Told {
+    /// What came of the recording; where this is not known, the conditions of the frames used are summed up.
+    pub summary: Option<InputSummary>,
+    /// Frames that were left out because they have fewer sweeps than the model wants, by their sweeps.
+    pub left_out: BTreeMap<usize, usize>,
+}
+
 /// Makes an INT8 model of `model` from `frames` and writes it as the folder `out`: the ONNX files, `model.yaml`,
 /// `report.json`, `report.txt` and `report.html`.
 ///
@@ -138,10 +161,34 @@ where
     F: Into<Sample>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    let told = || Ok(Told::default());
+    quantize_from(
+        model,
+        Source { frames, told },
+        recipe,
+        target,
+        out,
+        progress,
+    )
+}
+
+/// [`quantize`] with frames whose source has something to say about them.
+pub fn quantize_from<F, E>(
+    model: &ModelDescription,
+    source: Source<impl Iterator<Item = Result<F, E>>, impl FnOnce() -> Result<Told, PtqError>>,
+    recipe: &Recipe,
+    target: Target,
+    out: &Path,
+    progress: &mut dyn Progress,
+) -> Result<Report, PtqError>
+where
+    F: Into<Sample>,
+    E: std::error::Error + Send + Sync + 'static,
+{
     let mut checkpoint = Checkpoint::none();
     let result = run(
         model,
-        frames,
+        source,
         recipe,
         target,
         out,
@@ -158,7 +205,7 @@ where
 /// [`quantize`], which then decides what becomes of `checkpoint`.
 fn run<F, E>(
     model: &ModelDescription,
-    frames: impl Iterator<Item = Result<F, E>>,
+    source: Source<impl Iterator<Item = Result<F, E>>, impl FnOnce() -> Result<Told, PtqError>>,
     recipe: &Recipe,
     target: Target,
     out: &Path,
@@ -184,6 +231,7 @@ where
             precision: model.precision,
         });
     }
+    recipe.suits(&model.classes)?;
     let work = Workplace::new(out)?;
     let settings = recipe.target(target);
 
@@ -213,7 +261,13 @@ where
             message: e.to_string(),
         })?;
 
-    let (mut spool, empty) = spool_frames(frames, recipe, &work, progress)?;
+    let (mut spool, empty, told) = spool_frames(source, recipe, &work, progress)?;
+    let input_read = report::Input::new(
+        model.points.sweeps,
+        spool.records(),
+        told,
+        spool.conditions(),
+    );
     clock.lap("frames");
 
     let mut equalized = Vec::new();
@@ -385,7 +439,9 @@ where
         threads: recipe.threads,
         scratch: work.folder.path(),
     };
-    let checked = check::check(subject, &mut spool, progress)?;
+    let mut checked = check::check(subject, &mut spool, progress)?;
+    let few = input_read.few_sweeps(spool.records());
+    checked.verdict.remarks.splice(0..0, few);
     // Scores go along with the model; the graph itself stays as it was measured.
     if let Some(f1) = checked.agreement.total.f1 {
         int8_graph.set_metadata("centerpoint_ptq.agreement_f1", format!("{f1:.4}"));
@@ -423,6 +479,7 @@ where
             sha256: spool.hash(),
             list: spool.records().to_vec(),
         },
+        input: input_read,
         layers: layer_reports(
             graph,
             &quantization,
@@ -662,11 +719,11 @@ fn key(
 
 /// Copies the frames to disk and splits them.
 fn spool_frames<F, E>(
-    frames: impl Iterator<Item = Result<F, E>>,
+    source: Source<impl Iterator<Item = Result<F, E>>, impl FnOnce() -> Result<Told, PtqError>>,
     recipe: &Recipe,
     work: &Workplace,
     progress: &mut dyn Progress,
-) -> Result<(Spool, usize), PtqError>
+) -> Result<(Spool, usize, Told), PtqError>
 where
     F: Into<Sample>,
     E: std::error::Error + Send + Sync + 'static,
@@ -674,6 +731,7 @@ where
     let settings = &recipe.frames;
     let mut spool = Spool::new(&work.parent)?;
     let mut empty = 0;
+    let Source { frames, told } = source;
     for (index, frame) in frames.enumerate() {
         go_on(progress)?;
         let sample: Sample = frame
@@ -703,6 +761,7 @@ where
             break;
         }
     }
+    let told = told()?;
     let (calibration, held_out) = (spool.count(Role::Calibration), spool.count(Role::HeldOut));
     if calibration + held_out == 0 && empty > 0 {
         return Err(PtqError::OnlyEmptyFrames { count: empty });
@@ -716,7 +775,7 @@ where
             min_held_out: settings.min_held_out,
         });
     }
-    Ok((spool, empty))
+    Ok((spool, empty, told))
 }
 
 fn layer_reports(

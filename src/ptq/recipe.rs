@@ -202,8 +202,11 @@ pub struct Gate {
     /// How boxes are paired.
     #[serde(default)]
     pub pairing: AgreementOptions,
-    /// A class is judged only if the float model found at least this many of it.
+    /// A class is judged only if one of the two models found at least this many of it.
     pub min_boxes: usize,
+    /// Classes without which there is no verdict: too few boxes of one of them refuse the model.
+    #[serde(default, skip_serializing_if = "MustJudge::is_nothing")]
+    pub must_judge: MustJudge,
     /// With fewer boxes of all classes than this nothing can be said, and the model is refused.
     pub min_boxes_total: usize,
     /// Least F1 of the boxes, per judged class.
@@ -227,6 +230,65 @@ pub struct Gate {
 
 fn no_bound() -> f64 {
     1.0
+}
+
+/// Classes that the gate must be able to judge: `all`, or a list of names, in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "MustJudgeText", into = "MustJudgeText")]
+pub enum MustJudge {
+    All,
+    Named(Vec<String>),
+}
+
+impl Default for MustJudge {
+    fn default() -> Self {
+        MustJudge::Named(Vec::new())
+    }
+}
+
+impl MustJudge {
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, MustJudge::Named(names) if names.is_empty())
+    }
+
+    /// Whether a class must be judged.
+    pub fn wants(&self, class: &str) -> bool {
+        match self {
+            MustJudge::All => true,
+            MustJudge::Named(names) => names.iter().any(|name| name.eq_ignore_ascii_case(class)),
+        }
+    }
+}
+
+/// [`MustJudge`] as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum MustJudgeText {
+    Word(String),
+    Names(Vec<String>),
+}
+
+impl TryFrom<MustJudgeText> for MustJudge {
+    type Error = String;
+
+    fn try_from(text: MustJudgeText) -> Result<Self, Self::Error> {
+        match text {
+            MustJudgeText::Names(names) => Ok(MustJudge::Named(names)),
+            MustJudgeText::Word(word) if word == "all" => Ok(MustJudge::All),
+            MustJudgeText::Word(word) => Err(format!(
+                "`must_judge: {word}`: give a list of classes, as [{word}], or `all`"
+            )),
+        }
+    }
+}
+
+impl From<MustJudge> for MustJudgeText {
+    fn from(wanted: MustJudge) -> Self {
+        match wanted {
+            MustJudge::All => MustJudgeText::Word("all".into()),
+            MustJudge::Named(names) => MustJudgeText::Names(names),
+        }
+    }
 }
 
 /// What some boxes of two models have to keep to.
@@ -328,6 +390,15 @@ pub enum RecipeError {
         key: &'static str,
         problem: String,
     },
+    #[error(
+        "`gate.must_judge` names {}, which the model cannot find; its classes are {}",
+        names.join(", "),
+        classes.join(", ")
+    )]
+    UnknownClasses {
+        names: Vec<String>,
+        classes: Vec<String>,
+    },
 }
 
 /// The recipe that is used where none is named.
@@ -363,6 +434,23 @@ impl Recipe {
                 path: path.to_owned(),
                 key,
                 problem,
+            }),
+        }
+    }
+
+    /// Whether the recipe is one for a model with these classes: those that it names must be there.
+    pub fn suits(&self, classes: &[String]) -> Result<(), RecipeError> {
+        let MustJudge::Named(names) = &self.gate.must_judge else {
+            return Ok(());
+        };
+        let unknown =
+            |name: &&String| !classes.iter().any(|class| class.eq_ignore_ascii_case(name));
+        let names: Vec<String> = names.iter().filter(unknown).cloned().collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => Err(RecipeError::UnknownClasses {
+                names,
+                classes: classes.to_vec(),
             }),
         }
     }
@@ -573,6 +661,31 @@ pub(crate) mod tests {
             let error = Recipe::parse(&QUICK.replace(from, to), Path::new("r.yaml")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn classes_that_must_be_judged_are_a_list_or_all_and_known_to_the_model() {
+        let with = |text: &str| {
+            let text = QUICK.replacen("gate:", &format!("gate:\n  must_judge: {text}"), 1);
+            Recipe::parse(&text, Path::new("r.yaml"))
+        };
+        let classes = ["CAR", "BUS"].map(String::from);
+        let cars = with("[car]").unwrap();
+        assert!(cars.gate.must_judge.wants("CAR") && !cars.gate.must_judge.wants("BUS"));
+        assert!(cars.suits(&classes).is_ok());
+        let all = with("all").unwrap();
+        assert!(all.gate.must_judge.wants("BUS") && all.suits(&classes).is_ok());
+        let again = serde_yaml::to_string(&all).unwrap();
+        assert_eq!(Recipe::parse(&again, Path::new("again.yaml")).unwrap(), all);
+
+        let error = with("CAR").unwrap_err().to_string();
+        assert!(error.contains("[CAR], or `all`"), "{error}");
+        let error = with("[CAR, BIKE]").unwrap().suits(&classes).unwrap_err();
+        let error = error.to_string();
+        assert!(
+            error.contains("names BIKE,") && error.contains("CAR, BUS"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -5,20 +5,24 @@ mod svg;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::check::Checked;
-use super::frames::FrameRecord;
+use super::Told;
+use super::check::{Checked, Evidence, judge};
+use super::frames::{FrameRecord, Role};
 use super::plan::{Changes, FloatLayer};
 use super::quantizer::Quantizer;
 use super::ranges::Extremes;
 use super::recipe::{Recipe, Target};
 use super::reconstruct::Outcome;
 use super::reconstruct::sensitivity::{Promoted, Promotion, Sensitivity};
+use crate::cloud::condition::{ConditionKind, Conditions};
+use crate::cloud::summary::InputSummary;
 use crate::detector::{DetectorError, ModelDescription, ModelFiles};
 use crate::eval::AgreementCell;
 use crate::files::{hash_into, hex};
@@ -52,6 +56,9 @@ pub struct Report {
     #[serde(default)]
     pub equalized: Vec<Equalized>,
     pub frames: Frames,
+    /// How well the frames were read; older reports do not say.
+    #[serde(default)]
+    pub input: Input,
     pub layers: Vec<LayerReport>,
     pub tensors: Vec<TensorReport>,
     /// What each layer costs when it alone is quantized, worst first; empty where it was not measured.
@@ -153,6 +160,136 @@ pub struct Frames {
     /// One hash over all frames used and their roles.
     pub sha256: String,
     pub list: Vec<FrameRecord>,
+}
+
+/// What came of the recording that the frames are from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Input {
+    /// Sweeps that the model was trained with; 0: not known.
+    pub sweeps_wanted: usize,
+    /// Frames used, by the sweeps in them.
+    pub sweeps: BTreeMap<usize, usize>,
+    /// Frames left out because they have fewer sweeps than that, by the sweeps in them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub left_out: BTreeMap<usize, usize>,
+    #[serde(flatten)]
+    pub read: InputSummary,
+}
+
+impl Input {
+    pub(super) fn new(
+        sweeps_wanted: usize,
+        frames: &[FrameRecord],
+        told: Told,
+        conditions: &Conditions,
+    ) -> Self {
+        let mut sweeps = BTreeMap::new();
+        for count in frames.iter().filter_map(|frame| frame.sweeps) {
+            *sweeps.entry(count).or_default() += 1;
+        }
+        Input {
+            sweeps_wanted,
+            sweeps,
+            left_out: told.left_out,
+            read: told.summary.unwrap_or_else(|| InputSummary {
+                frames: conditions.frames(),
+                conditions: conditions.counts(),
+                ..InputSummary::default()
+            }),
+        }
+    }
+
+    /// That some of the frames used have fewer sweeps than the model was trained with, in words; `None` where none has.
+    pub(super) fn few_sweeps(&self, frames: &[FrameRecord]) -> Option<String> {
+        let wanted = self.sweeps_wanted;
+        let few = |role: Role| {
+            let of_role = frames.iter().filter(|frame| frame.role == role);
+            let few = of_role
+                .clone()
+                .filter(|f| f.sweeps.is_some_and(|n| n < wanted));
+            (few.count(), of_role.count())
+        };
+        let told = |(few, all): (usize, usize), what: &str| match few {
+            0 => None,
+            few => Some(format!(
+                "{what} {few} of {all} frames with {}",
+                few_sweeps_of(frames, wanted)
+            )),
+        };
+        let parts = [
+            told(few(Role::Calibration), "calibrated on"),
+            told(few(Role::HeldOut), "checked on"),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        if parts.is_empty() {
+            return None;
+        }
+        let why = self.read.conditions.iter().find(|c| {
+            matches!(
+                c.kind,
+                ConditionKind::NoEgoMotion | ConditionKind::FewSweeps
+            )
+        });
+        let why = why.map_or(String::new(), |c| format!(" ({})", c.text));
+        Some(format!(
+            "{}, where the model wants {wanted} sweeps{why}",
+            parts.join(", ")
+        ))
+    }
+
+    /// What there is to say of the recording, a line each; none where all is well.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let wanted = self.sweeps_wanted;
+        let few: usize = self.sweeps.range(..wanted).map(|(_, frames)| frames).sum();
+        if few > 0 {
+            lines.push(format!(
+                "sweeps in the frames used, where the model wants {wanted}: {}",
+                by_sweeps(&self.sweeps)
+            ));
+        }
+        if !self.left_out.is_empty() {
+            lines.push(format!(
+                "left out, since they have fewer sweeps than the {wanted} that the model wants: {}",
+                by_sweeps(&self.left_out)
+            ));
+        }
+        lines.extend(self.read.lines());
+        lines
+    }
+}
+
+/// `single sweeps`, or how many there are.
+fn few_sweeps_of(frames: &[FrameRecord], wanted: usize) -> String {
+    let few = frames
+        .iter()
+        .filter_map(|f| f.sweeps)
+        .filter(|n| *n < wanted);
+    match few.max() {
+        None | Some(..=1) => "single sweeps".into(),
+        Some(most) => format!("at most {most} sweeps"),
+    }
+}
+
+/// Counts of frames by their sweeps, in words: `24 frames of 2 sweeps, 8 of 1`.
+pub fn by_sweeps(counts: &BTreeMap<usize, usize>) -> String {
+    let each = counts
+        .iter()
+        .rev()
+        .enumerate()
+        .map(|(i, (sweeps, frames))| {
+            let s = |n: usize| if n == 1 { "" } else { "s" };
+            match i {
+                0 => format!(
+                    "{frames} frame{} of {sweeps} sweep{}",
+                    s(*frames),
+                    s(*sweeps)
+                ),
+                _ => format!("{frames} of {sweeps}"),
+            }
+        });
+    each.collect::<Vec<_>>().join(", ")
 }
 
 /// Weights of one layer.
@@ -272,7 +409,15 @@ impl Report {
                 found: format,
             });
         }
-        serde_json::from_str(text).map_err(fail)
+        let mut report: Self = serde_json::from_str(text).map_err(fail)?;
+        let verdict = &mut report.check.verdict;
+        if verdict.judged.is_empty() && verdict.not_judged.is_empty() {
+            // An older report: what its verdict rests on follows from the rest.
+            let again = judge(&report.check.agreement, &report.recipe.gate);
+            (verdict.judged, verdict.not_judged) = (again.judged, again.not_judged);
+            verdict.remarks.extend(again.remarks);
+        }
+        Ok(report)
     }
 
     /// A page for a browser that needs nothing but itself.
@@ -303,20 +448,50 @@ impl Report {
             self.model,
             self.target,
             self.recipe.name,
-            if verdict.accepted {
-                "ACCEPTED"
-            } else {
-                "REFUSED"
-            }
+            verdict.word()
         )?;
         for reason in &verdict.reasons {
             writeln!(s, "  - {reason}")?;
+        }
+        for remark in &verdict.remarks {
+            writeln!(s, "  ! {remark}")?;
+        }
+        let counted = |evidence: &mut dyn Iterator<Item = &Evidence>, needed: bool| {
+            let each = evidence.map(|e| {
+                let needed = match needed {
+                    true => format!(", {} needed", e.needed),
+                    false => String::new(),
+                };
+                format!(
+                    "{e} ({} of float, {} of INT8{needed})",
+                    e.float_boxes, e.int8_boxes
+                )
+            });
+            each.collect::<Vec<_>>().join(", ")
+        };
+        for (what, text) in [
+            (
+                "judged      ",
+                counted(&mut verdict.judged_classes(), false),
+            ),
+            (
+                "NOT JUDGED  ",
+                counted(&mut verdict.unjudged_classes(), true),
+            ),
+            ("nor in bands", counted(&mut verdict.unjudged_bands(), true)),
+        ] {
+            if !text.is_empty() {
+                writeln!(s, "{what} {text}")?;
+            }
         }
         writeln!(
             s,
             "frames      {} calibration, {} held out, {} empty",
             self.frames.calibration, self.frames.held_out, self.frames.empty
         )?;
+        for line in self.input.lines() {
+            writeln!(s, "            {line}")?;
+        }
         writeln!(
             s,
             "size        {:.2} MB float, {:.2} MB INT8",

@@ -1,4 +1,7 @@
 use super::*;
+use crate::cloud::condition::ConditionCount;
+use crate::cloud::frames::Loss;
+use crate::cloud::summary::LossCount;
 use crate::detector::kernels::{Kernels, Operator};
 use crate::eval::{AgreementOptions, agreement};
 use crate::geometry::{Box3d, Detection};
@@ -126,8 +129,28 @@ pub(crate) fn sample() -> Report {
                 stamp: 1_700_000_000_000_000_001,
                 role: Role::HeldOut,
                 points: 7,
+                sweeps: Some(1),
                 sha256: "ab".into(),
             }],
+        },
+        input: Input {
+            sweeps_wanted: 2,
+            sweeps: [(1, 1)].into(),
+            left_out: [(1, 3)].into(),
+            read: InputSummary {
+                frames: 5,
+                conditions: vec![ConditionCount {
+                    kind: ConditionKind::NoEgoMotion,
+                    frames: 2,
+                    text: HOSTILE.into(),
+                }],
+                losses: vec![LossCount {
+                    kind: Loss::BadCloud,
+                    count: 1,
+                    text: HOSTILE.into(),
+                }],
+                skipped_at_start: 1,
+            },
         },
         layers: vec![layer(HOSTILE, 1e-5), layer("/head/Conv", 3e-4)],
         tensors: vec![
