@@ -279,7 +279,11 @@ impl Reader {
         let found: Vec<PathBuf> = files.iter().flatten().cloned().collect();
         let others: Vec<String> = present
             .iter()
-            .filter(|path| !found.iter().any(|file| file.file_name() == path.file_name()))
+            .filter(|path| {
+                !found
+                    .iter()
+                    .any(|file| file.file_name() == path.file_name())
+            })
             .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
             .collect();
         let lacks = |file: &Path| BagError::MissingFile {
@@ -305,7 +309,9 @@ impl Reader {
                 }
             }
         }
-        let files = files.into_iter().map(|file| file.unwrap_or_else(|gone| gone));
+        let files = files
+            .into_iter()
+            .map(|file| file.unwrap_or_else(|gone| gone));
         Self::from_metadata(folder, &metadata_path, metadata, files.collect())
     }
 
@@ -704,7 +710,9 @@ fn unpack(path: &Path) -> Result<Unpacked, BagError> {
         .read_to_end(&mut start)
         .and_then(|_| packed.rewind())
         .map_err(BagError::io(path))?;
-    let expected = zstd::zstd_safe::get_frame_content_size(&start).ok().flatten();
+    let expected = zstd::zstd_safe::get_frame_content_size(&start)
+        .ok()
+        .flatten();
     let mut decoder = zstd::stream::read::Decoder::new(&packed).map_err(BagError::io(path))?;
     let mut file = tempfile::Builder::new()
         .prefix("bag-unpacked-")

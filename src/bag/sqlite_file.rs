@@ -250,7 +250,10 @@ fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
     for ending in ["-wal", "-journal"] {
         let mut beside = data.as_os_str().to_owned();
         beside.push(ending);
-        if Path::new(&beside).metadata().is_ok_and(|file| file.len() > 0) {
+        if Path::new(&beside)
+            .metadata()
+            .is_ok_and(|file| file.len() > 0)
+        {
             tracing::warn!(
                 "{}: read without its journal {}, which cannot be used; the last messages before \
                  the recorder ended may be missing",

@@ -223,7 +223,11 @@ fn integer(bytes: &[u8], kind: i64, at: &mut usize) -> Option<i64> {
     let bytes = bytes.get(*at..*at + width)?;
     *at += width;
     let first = i64::from(*bytes.first()? as i8);
-    Some(bytes[1..].iter().fold(first, |value, byte| value << 8 | i64::from(*byte)))
+    Some(
+        bytes[1..]
+            .iter()
+            .fold(first, |value, byte| value << 8 | i64::from(*byte)),
+    )
 }
 
 fn short(bytes: &[u8], at: usize) -> Option<u16> {
@@ -237,5 +241,8 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn invalid(what: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("its header says {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("its header says {what}"),
+    )
 }

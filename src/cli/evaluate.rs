@@ -266,8 +266,7 @@ fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
             input: None,
         });
     }
-    let sweeps = models[0].points.sweeps;
-    let input = each_frame(args, &models[0].frame, sweeps, |intake, frame| {
+    let input = each_frame(args, models[0].input_options(), |intake, frame| {
         let (stamp, points) = (frame.stamp.0, &frame.points);
         let mut found = Vec::new();
         for (model, detector) in models.iter().zip(&mut detectors) {
@@ -307,20 +306,17 @@ fn detect_both_ways(
     })
 }
 
-/// Feeds the frames of the bag, in the named frame, to `take`.
+/// Feeds the frames of the bag, put together as `wanted`, to `take`.
 fn each_frame(
     args: &Args,
-    model_frame: &str,
-    sweeps: usize,
+    wanted: InputOptions,
     mut take: impl FnMut(&Intake, &Frame) -> anyhow::Result<()>,
 ) -> anyhow::Result<InputSummary> {
     let bag = args.bag.as_deref().context("give --bag")?;
     let options = InputOptions {
         topic: args.topic.clone(),
-        model_frame: Some(model_frame.into()),
         sensor_pose: args.sensor_pose.map(|pose| pose.0),
-        sweeps,
-        ..InputOptions::default()
+        ..wanted
     };
     let intake = Intake::new(args.strictness);
     let frames = intake.open(bag, &options)?;
@@ -380,7 +376,11 @@ fn read_detections(args: &Args) -> anyhow::Result<Runs> {
     }
     let mut input = None;
     if let (Some(labels), Some(_)) = (&mut labels, &args.bag) {
-        input = Some(each_frame(args, &args.model_frame, 1, |_, frame| {
+        let wanted = InputOptions {
+            model_frame: Some(args.model_frame.clone()),
+            ..InputOptions::default()
+        };
+        input = Some(each_frame(args, wanted, |_, frame| {
             labels.count_points(frame.stamp.0, TOLERANCE_NS, &frame.points);
             Ok(())
         })?);

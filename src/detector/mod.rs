@@ -17,8 +17,8 @@
 
 pub mod decode;
 pub mod description;
-mod input;
 pub mod files;
+mod input;
 pub mod kernels;
 pub mod nms;
 pub mod runtime;
@@ -173,9 +173,7 @@ impl Graph {
         // From the bytes that were hashed, so that what runs is what the id says, except when the
         // graph keeps its weights in a file beside it, which only loading by path finds.
         let session = match part.outline.external() {
-            [] => {
-                runtime::session_from_bytes(&part.bytes, &path.display().to_string(), &options)?
-            }
+            [] => runtime::session_from_bytes(&part.bytes, &path.display().to_string(), &options)?,
             _ => runtime::session_from_file(&path, &options)?,
         };
         let input = find(
@@ -341,12 +339,7 @@ impl Detector {
             .iter()
             .map(|(head, name)| (format!("backbone.outputs.{head}"), name.clone()))
             .collect();
-        let backbone = Graph::open(
-            &backbone,
-            &model.backbone.input,
-            &heads,
-            options,
-        )?;
+        let backbone = Graph::open(&backbone, &model.backbone.input, &heads, options)?;
         let [gx, gy] = model.grid_size();
         let mut detector = Detector {
             model: model.clone(),

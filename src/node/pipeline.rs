@@ -26,6 +26,7 @@ use super::latest::{Latest, Taken};
 use super::shadow::{self, Check, ShadowSettings, ShadowState};
 use super::throttle::Throttle;
 use super::troubles::{Part, Symptom, Trouble, Troubles};
+use crate::bag::Stamp;
 use crate::bag::msg::{Header, PointCloud2, TfMessage};
 use crate::calibration::CalibrationBuffer;
 use crate::cloud::Points;
@@ -219,6 +220,8 @@ enum Command {
 
 struct Arrived {
     cloud: PointCloud2,
+    /// By the node's clock, as ROS has it.
+    received: Stamp,
     at: Instant,
 }
 
@@ -349,15 +352,30 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Hands in a cloud; never waits.
+    /// Hands in a cloud that came at its own stamp; see [`push_received`](Self::push_received).
     pub fn push_cloud(&self, cloud: PointCloud2) {
+        let received = cloud.header.stamp;
+        self.push_received(cloud, received);
+    }
+
+    /// Hands in a cloud that came at `received`, by the clock that stamps the transforms; never waits.
+    pub fn push_received(&self, cloud: PointCloud2, received: Stamp) {
         let at = Instant::now();
         {
             let mut ledger = self.shared.ledger();
             ledger.counters.received += 1;
             ledger.last_cloud = Some(at);
         }
-        if self.shared.clouds.put(Arrived { cloud, at }).is_some() {
+        if self
+            .shared
+            .clouds
+            .put(Arrived {
+                cloud,
+                received,
+                at,
+            })
+            .is_some()
+        {
             self.shared.drop_cloud(Drop::Superseded, None);
         }
     }
@@ -574,22 +592,22 @@ impl Shared {
         let patience = arrived.at + TRANSFORM_PATIENCE;
         let header = arrived.cloud.header.clone();
         self.feed_transforms(assembler);
-        if assembler.awaits_tf(&header, header.stamp) {
+        if assembler.awaits_tf(&header, arrived.received) {
             if waits.may_wait() {
-                while assembler.awaits_tf(&header, header.stamp)
+                while assembler.awaits_tf(&header, arrived.received)
                     && Instant::now() < patience
                     && !self.stopping.load(Ordering::Relaxed)
                 {
                     std::thread::sleep(Duration::from_millis(2));
                     self.feed_transforms(assembler);
                 }
-                waits.ended(!assembler.awaits_tf(&header, header.stamp));
+                waits.ended(!assembler.awaits_tf(&header, arrived.received));
             }
         } else {
             waits.ended(true);
         }
         let begin = Instant::now();
-        match assembler.push_cloud(&arrived.cloud) {
+        match assembler.push_received(&arrived.cloud, arrived.received) {
             Ok(frame) if frame.points.is_empty() => {
                 let problem = format!(
                     "cloud of frame \"{}\" at {}: no finite point in it",

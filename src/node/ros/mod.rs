@@ -298,7 +298,7 @@ pub fn run() -> Result<(), NodeError> {
     } = topics;
     let node_tasks = [
         tokio::spawn(parameter_services),
-        tokio::spawn(receive_clouds(clouds, pipeline.clone())),
+        tokio::spawn(receive_clouds(clouds, pipeline.clone(), clock.clone())),
         tokio::spawn(receive_transforms(tf, false, pipeline.clone())),
         tokio::spawn(receive_transforms(tf_static, true, pipeline.clone())),
         tokio::spawn(publish_outputs(
@@ -509,6 +509,7 @@ fn publisher<M: r2r::WrappedTypesupport>(
 async fn receive_clouds(
     mut clouds: impl Stream<Item = sensor_msgs::msg::PointCloud2> + Unpin,
     pipeline: Arc<Pipeline>,
+    clock: Arc<Mutex<Clock>>,
 ) {
     while let Some(mut newest) = clouds.next().await {
         let mut superseded = 0;
@@ -517,7 +518,9 @@ async fn receive_clouds(
             superseded += 1;
         }
         pipeline.count_superseded(superseded);
-        pipeline.push_cloud(messages::cloud(newest));
+        let cloud = messages::cloud(newest);
+        let received = now_on(&clock).unwrap_or(cloud.header.stamp);
+        pipeline.push_received(cloud, received);
     }
 }
 
