@@ -38,6 +38,7 @@ pub mod pillars;
 pub mod ptq;
 pub mod render;
 pub mod sim;
+mod yaml;
 
 #[doc(hidden)]
 pub mod cli;
