@@ -537,6 +537,12 @@ pub(crate) mod tests {
             ("iterations: 500", "iterations: 0", "iterations"),
             ("rate: 0.1", "rate: -0.1", "rate"),
             ("beta: [20.0", "beta: [0.5", "beta"),
+            ("beta: [20.0", "beta: [1.5", "beta"),
+            (
+                "gate:",
+                "gate:\n  pairing: { bands: [50.0, 30.0] }",
+                "rising",
+            ),
             ("drop: 0.5", "drop: 1.0", "drop"),
             ("warm_up: 0.2", "warm_up: .nan", "warm_up"),
             ("margin: 8", "margin: 32", "margin"),

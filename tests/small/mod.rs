@@ -77,6 +77,20 @@ pub fn random(rng: &mut impl Rng, name: &str, dims: &[usize], low: f32, high: f3
 
 /// A small two-part model on a grid of 32 x 32 cells whose heatmap fires on dense pillars.
 pub fn model_folder(folder: &Path) -> ModelDescription {
+    model_of_heads(
+        folder,
+        &[
+            ("heatmap", 2usize, -2.0f32),
+            ("reg", 2, 0.5),
+            ("height", 1, 0.0),
+            ("dim", 3, 0.5),
+            ("rot", 2, 0.7),
+        ],
+    )
+}
+
+/// The same with these heads: names, channels and biases.
+pub fn model_of_heads(folder: &Path, heads: &[(&str, usize, f32)]) -> ModelDescription {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let encoder = model(
         17,
@@ -127,13 +141,7 @@ pub fn model_folder(folder: &Path) -> ModelDescription {
         random(&mut rng, "va", &[8], 0.5, 1.0),
     ];
     let mut outputs = Vec::new();
-    for (head, channels, bias) in [
-        ("heatmap", 2usize, -2.0f32),
-        ("reg", 2, 0.5),
-        ("height", 1, 0.0),
-        ("dim", 3, 0.5),
-        ("rot", 2, 0.7),
-    ] {
+    for &(head, channels, bias) in heads {
         let (h, w, c) = (
             format!("{head}_h"),
             format!("{head}_w"),
@@ -170,6 +178,7 @@ pub fn model_folder(folder: &Path) -> ModelDescription {
         outputs,
     );
     backbone.save(folder.join("backbone.onnx")).unwrap();
+    let names: Vec<String> = heads.iter().map(|(n, ..)| format!("{n}: {n}")).collect();
     let yaml = "
 format: 1
 name: small
@@ -179,7 +188,7 @@ encoder: { file: encoder.onnx, input: points, output: pillars }
 backbone:
   file: backbone.onnx
   input: spatial
-  outputs: { heatmap: heatmap, reg: reg, height: height, dim: dim, rot: rot }
+  outputs: { HEADS }
 points: { features: [x, y, z, time_lag] }
 grid:
   min: [-12.8, -12.8, -3.0]
@@ -193,7 +202,7 @@ head: { heatmap: logit, dim_scale: log, dim_order: wlh, rot_order: sin_cos, yaw:
 post: { peak_kernel: 3, score_thresholds: [0.3, 0.3] }
 ";
     let path = folder.join("model.yaml");
-    std::fs::write(&path, yaml).unwrap();
+    std::fs::write(&path, yaml.replace("HEADS", &names.join(", "))).unwrap();
     ModelDescription::load(&path).unwrap()
 }
 
