@@ -39,6 +39,7 @@ pub mod ptq;
 pub mod render;
 pub mod sim;
 mod text;
+mod yaml;
 
 #[doc(hidden)]
 pub mod cli;

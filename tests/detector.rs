@@ -8,10 +8,15 @@ use std::f32::consts::FRAC_PI_2;
 use std::path::{Path, PathBuf};
 
 use approx::assert_relative_eq;
+use centerpoint_ptq::cloud::condition::ConditionKind;
 use centerpoint_ptq::cloud::{Point, Points};
+use centerpoint_ptq::detector::description::{DimScale, HeatmapScale};
 use centerpoint_ptq::detector::{
-    Detector, DetectorError, Inference, ModelDescription, Provider, RuntimeOptions, TensorName,
+    Detector, DetectorError, Inference, ModelDescription, Precision, Provider, RuntimeOptions,
+    TensorName,
 };
+use centerpoint_ptq::onnx::Model;
+use centerpoint_ptq::onnx::proto::{NodeProto, TensorProto};
 use nalgebra::Vector2;
 
 fn folder() -> PathBuf {
@@ -196,7 +201,7 @@ fn a_file_that_is_not_there_or_no_onnx_is_refused_by_name() {
     let message = refusal(|m| m.encoder.file = "nowhere.onnx".into());
     assert_says(&message, &["nowhere.onnx", "encoder.file", "No such file"]);
     let message = refusal(|m| m.backbone.file = "model.yaml".into());
-    assert_says(&message, &["model.yaml", "cannot load"]);
+    assert_says(&message, &["model.yaml", "is not an ONNX model"]);
 }
 
 #[test]
@@ -240,11 +245,200 @@ fn descriptions_that_contradict_the_graph_are_refused() {
         &["[1, 2, 4, 4]", "[1, 2, 2, 2]", "grid.downsample"],
     );
 
-    let message = refusal(|m| m.backbone.outputs.reg = TensorName::Name("dim".into()));
+    let message = refusal(|m| {
+        let outputs = &mut m.backbone.outputs;
+        std::mem::swap(&mut outputs.reg, &mut outputs.dim);
+    });
     assert_says(&message, &["`dim`", "[1, 3, 4, 4]", "backbone.outputs.reg"]);
 
     let message = refusal(|m| m.encoder.file = "encoder_five_channels.onnx".into());
     assert_says(&message, &["backbone.onnx", "5 channels", "4 channels"]);
+}
+
+#[test]
+fn two_heads_on_one_tensor_are_refused_however_it_is_named() {
+    for tensor in [TensorName::Name("rot".into()), TensorName::Index(4)] {
+        let message = refusal(|m| m.backbone.outputs.vel = Some(tensor));
+        assert_says(
+            &message,
+            &["backbone.outputs.vel", "`rot`", "`backbone.outputs.rot`"],
+        );
+    }
+}
+
+/// A copy of the tiny model whose backbone was changed: nodes behind an output, which get what it was, and give it anew.
+fn with_behind(
+    output: &str,
+    behind: &[(&str, &[(&str, i64)])],
+) -> (tempfile::TempDir, ModelDescription) {
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        folder().join("encoder.onnx"),
+        copy.path().join("encoder.onnx"),
+    )
+    .unwrap();
+    let mut backbone = Model::load(folder().join("backbone.onnx")).unwrap();
+    let graph = backbone.graph_mut();
+    let inner = format!("{output}_0");
+    for node in &mut graph.node {
+        for name in node.output.iter_mut().filter(|o| *o == output) {
+            name.clone_from(&inner);
+        }
+    }
+    let mut value = inner;
+    for (i, (op, attributes)) in behind.iter().enumerate() {
+        let next = match i + 1 == behind.len() {
+            true => output.to_owned(),
+            false => format!("{output}_{}", i + 1),
+        };
+        let mut node = NodeProto::new(op, &format!("behind_{i}"), &[&value], &[&next]);
+        for (key, number) in *attributes {
+            node = node.with_int(key, *number);
+        }
+        graph.node.push(node);
+        value = next;
+    }
+    backbone.validate().unwrap();
+    backbone.save(copy.path().join("backbone.onnx")).unwrap();
+    let mut model = tiny();
+    model.folder = copy.path().into();
+    (copy, model)
+}
+
+#[test]
+fn a_sigmoid_that_the_graph_shows_to_be_there_or_not_has_to_be_described_so() {
+    let message = refusal(|m| m.head.heatmap = HeatmapScale::Sigmoid);
+    assert_says(&message, &["backbone.onnx", "`head.heatmap`", "`logit`"]);
+
+    // Past operators that only move or bound values.
+    let endings: [&[(&str, &[(&str, i64)])]; 4] = [
+        &[("Sigmoid", &[])],
+        &[("Sigmoid", &[]), ("Identity", &[])],
+        &[("Sigmoid", &[]), ("Cast", &[("to", 1)]), ("Clip", &[])],
+        &[("Softmax", &[("axis", 1)]), ("Identity", &[])],
+    ];
+    for ending in endings {
+        let (_copy, mut model) = with_behind("heatmap", ending);
+        let refused = Detector::load(&model, &options()).unwrap_err().to_string();
+        assert_says(&refused, &["`head.heatmap`", "is logit", "`sigmoid`"]);
+        model.head.heatmap = HeatmapScale::Sigmoid;
+        let found = load(&model).detect(&cloud(&[[1.7, -2.4, 0.5]])).unwrap();
+        assert!(!found.detections.is_empty() && found.conditions.is_empty());
+        assert!(found.detections.iter().all(|d| d.score <= 1.0));
+    }
+    // Others leave it open, and the values tell.
+    let (_copy, mut model) = with_behind("heatmap", &[("Tanh", &[])]);
+    load(&model);
+    model.head.heatmap = HeatmapScale::Sigmoid;
+    let error = Detector::load(&model, &options()).unwrap_err();
+    assert!(matches!(error, DetectorError::NoProbabilities { .. }));
+    assert_says(
+        &error.to_string(),
+        &["`head.heatmap: sigmoid`", "-1.000", "logit"],
+    );
+}
+
+#[test]
+fn logits_that_are_all_probabilities_are_doubted_after_some_frames() {
+    // Between 0 and 1 by other means than a sigmoid.
+    let (_copy, model) = with_behind("heatmap", &[("Abs", &[]), ("Tanh", &[])]);
+    let mut detector = load(&model);
+    let points = cloud(&[[1.7, -2.4, 0.5]]);
+    let told = |detector: &mut Detector, points: &Points| {
+        let conditions = detector.detect(points).unwrap().conditions;
+        let scale = conditions
+            .into_iter()
+            .find(|c| c.kind == ConditionKind::HeatmapScale);
+        scale.map(|c| c.text)
+    };
+    // Nothing in a cloud says nothing about the network.
+    for _ in 0..5 {
+        assert_eq!(told(&mut detector, &Points::default()), None);
+    }
+    assert_eq!(told(&mut detector, &points), None);
+    assert_eq!(told(&mut detector, &points), None);
+    for _ in 0..3 {
+        let text = told(&mut detector, &points).unwrap();
+        assert_says(
+            &text,
+            &["between 0 and 1", "`head.heatmap: logit`", "`sigmoid`"],
+        );
+    }
+    let mut right = load(&tiny());
+    for _ in 0..5 {
+        assert_eq!(told(&mut right, &points), None);
+    }
+}
+
+#[test]
+fn sizes_of_another_scale_are_refused_where_the_graph_shows_it_and_told_where_boxes_do() {
+    let (_copy, mut model) = with_behind("dim", &[("Exp", &[])]);
+    let refused = Detector::load(&model, &options()).unwrap_err().to_string();
+    assert_says(&refused, &["`head.dim_scale`", "is log", "`linear`"]);
+    model.head.dim_scale = DimScale::Linear;
+    load(&model);
+
+    // Three objects, far apart.
+    let points = cloud(&[[1.7, -2.4, 0.5], [-3.0, 3.5, 0.1], [3.0, 3.5, 0.1]]);
+    let told = |model: &ModelDescription| {
+        let found = load(model).detect(&points).unwrap();
+        let sizes = found
+            .conditions
+            .into_iter()
+            .filter(|c| c.kind == ConditionKind::BoxSize);
+        sizes.map(|c| c.text).collect::<Vec<_>>()
+    };
+    assert!(told(&tiny()).is_empty());
+    // Metres that are taken for logarithms.
+    let (_copy, model) = with_behind("dim", &[("Exp", &[]), ("Neg", &[]), ("Neg", &[])]);
+    let [text] = told(&model).try_into().unwrap();
+    assert_says(&text, &["3 of 3 boxes", "longer than 50 m", "`linear`"]);
+    // Logarithms that are taken for metres: below 0 for what is smaller than a metre.
+    let (_copy, mut model) = with_behind("dim", &[("Neg", &[])]);
+    model.head.dim_scale = DimScale::Linear;
+    let [text] = told(&model).try_into().unwrap();
+    assert_says(&text, &["3 of 3 boxes", "left out", "`log`"]);
+}
+
+#[test]
+fn pillars_that_do_not_fit_are_told_with_figures() {
+    let mut model = tiny();
+    model.grid.max_pillars = 2;
+    let points = cloud(&[[0.5, 0.5, 0.0], [-3.5, -3.5, 0.0], [2.5, 2.5, 0.0]]);
+    let found = load(&model).detect(&points).unwrap();
+    let [condition] = found.conditions.as_slice() else {
+        panic!("{:?}", found.conditions);
+    };
+    assert_eq!(condition.kind, ConditionKind::DroppedPillars);
+    assert_says(
+        &condition.text,
+        &["1 of 3 pillars", "`grid.max_pillars` is 2"],
+    );
+}
+
+#[test]
+fn a_quantized_graph_that_is_called_float_is_refused() {
+    let (_copy, mut model) = with_behind("rot", &[("Identity", &[])]);
+    let mut backbone = Model::load(model.backbone_path()).unwrap();
+    let graph = backbone.graph_mut();
+    graph
+        .initializer
+        .push(TensorProto::f32("step", &[], &[0.01]));
+    graph.initializer.push(TensorProto::i8("zero", &[], &[0]));
+    for (op, from, to) in [
+        ("QuantizeLinear", "spatial_features", "integers"),
+        ("DequantizeLinear", "integers", "floats"),
+    ] {
+        graph
+            .node
+            .insert(0, NodeProto::new(op, op, &[from, "step", "zero"], &[to]));
+    }
+    backbone.sort_topologically().unwrap();
+    backbone.save(model.backbone_path()).unwrap();
+    let refused = Detector::load(&model, &options()).unwrap_err().to_string();
+    assert_says(&refused, &["`precision`", "QuantizeLinear", "`int8`"]);
+    model.precision = Precision::Int8;
+    load(&model);
 }
 
 #[test]

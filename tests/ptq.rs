@@ -13,10 +13,7 @@ use centerpoint_ptq::bag::Stamp;
 use centerpoint_ptq::cloud::{Point, Points};
 use centerpoint_ptq::detector::runtime::{self, RuntimeOptions};
 use centerpoint_ptq::detector::{Detector, ModelDescription};
-use centerpoint_ptq::onnx::proto::{
-    DimensionProto, DimensionValue, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
-    TensorProto, TensorShapeProto, TensorType, TypeProto, TypeValue, ValueInfoProto,
-};
+use centerpoint_ptq::onnx::proto::{NodeProto, TensorProto, TypeValue, data_type};
 use centerpoint_ptq::onnx::{Model, deconvolution, fold, opset};
 use centerpoint_ptq::ptq::export::{self, Quantization};
 use centerpoint_ptq::ptq::frames::Sample;
@@ -32,65 +29,11 @@ use ort::value::TensorRef;
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+mod small;
+use small::{model, model_folder, random, samples, value};
+
 fn quick() -> Recipe {
     Recipe::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("calibration/quick.yaml")).unwrap()
-}
-
-fn value(name: &str, dims: &[i64]) -> ValueInfoProto {
-    let dim = |&d: &i64| DimensionProto {
-        value: Some(if d < 0 {
-            DimensionValue::Param(format!("free{}", -d))
-        } else {
-            DimensionValue::Value(d)
-        }),
-        denotation: None,
-    };
-    ValueInfoProto {
-        name: Some(name.into()),
-        r#type: Some(TypeProto {
-            value: Some(TypeValue::Tensor(TensorType {
-                elem_type: Some(1),
-                shape: Some(TensorShapeProto {
-                    dim: dims.iter().map(dim).collect(),
-                }),
-            })),
-            denotation: None,
-        }),
-        ..Default::default()
-    }
-}
-
-fn model(
-    version: i64,
-    node: Vec<NodeProto>,
-    initializer: Vec<TensorProto>,
-    input: Vec<ValueInfoProto>,
-    output: Vec<ValueInfoProto>,
-) -> Model {
-    let proto = ModelProto {
-        ir_version: Some(8),
-        opset_import: vec![OperatorSetIdProto {
-            domain: Some(String::new()),
-            version: Some(version),
-        }],
-        graph: Some(GraphProto {
-            name: Some("test".into()),
-            node,
-            initializer,
-            input,
-            output,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
-    Model::from_proto(proto, "test.onnx").unwrap()
-}
-
-fn random(rng: &mut impl Rng, name: &str, dims: &[usize], low: f32, high: f32) -> TensorProto {
-    let data: Vec<f32> = (0..dims.iter().product())
-        .map(|_| rng.random_range(low..high))
-        .collect();
-    TensorProto::f32(name, dims, &data)
 }
 
 /// Runs a model with one input; all outputs by name.
@@ -582,159 +525,6 @@ fn real_encoders_survive_a_round_trip_byte_by_byte_and_compute_the_same_at_opset
     }
 }
 
-/// A small two-part model on a grid of 32 x 32 cells whose heatmap fires on dense pillars.
-fn model_folder(folder: &Path) -> ModelDescription {
-    let mut rng = ChaCha8Rng::seed_from_u64(9);
-    let encoder = model(
-        17,
-        vec![
-            NodeProto::new("MatMul", "linear", &["points", "w"], &["a"]),
-            NodeProto::new("Relu", "relu", &["a"], &["b"]),
-            NodeProto::new("ReduceMax", "max", &["b"], &["pillars"])
-                .with_ints("axes", &[1])
-                .with_int("keepdims", 1),
-        ],
-        vec![random(&mut rng, "w", &[9, 8], -0.4, 0.6)],
-        vec![value("points", &[-1, 8, 9])],
-        vec![value("pillars", &[-1, 1, 8])],
-    );
-    encoder.save(folder.join("encoder.onnx")).unwrap();
-    let mut nodes = vec![
-        NodeProto::new("Conv", "b0", &["spatial", "w0", "c0"], &["b0"])
-            .with_ints("pads", &[1, 1, 1, 1])
-            .with_ints("strides", &[2, 2]),
-        NodeProto::new("Relu", "b0_relu", &["b0"], &["b0r"]),
-        NodeProto::new("Conv", "b1", &["b0r", "w1", "c1"], &["b1"])
-            .with_ints("pads", &[1, 1, 1, 1])
-            .with_ints("strides", &[2, 2]),
-        NodeProto::new("Relu", "b1_relu", &["b1"], &["b1r"]),
-        NodeProto::new("Conv", "lateral", &["b0r", "wl"], &["la"]),
-        NodeProto::new("Relu", "lateral_relu", &["la"], &["lar"]),
-        NodeProto::new("ConvTranspose", "up", &["b1r", "wu"], &["up"])
-            .with_ints("strides", &[2, 2]),
-        NodeProto::new(
-            "BatchNormalization",
-            "bn",
-            &["up", "g", "be", "me", "va"],
-            &["upn"],
-        ),
-        NodeProto::new("Relu", "up_relu", &["upn"], &["upr"]),
-        NodeProto::new("Concat", "cat", &["lar", "upr"], &["cat"]).with_int("axis", 1),
-    ];
-    let mut constants = vec![
-        random(&mut rng, "w0", &[16, 8, 3, 3], -0.2, 0.3),
-        random(&mut rng, "c0", &[16], -0.1, 0.1),
-        random(&mut rng, "w1", &[16, 16, 3, 3], -0.1, 0.12),
-        random(&mut rng, "c1", &[16], -0.1, 0.1),
-        random(&mut rng, "wl", &[8, 16, 1, 1], -0.2, 0.3),
-        random(&mut rng, "wu", &[16, 8, 2, 2], -0.2, 0.3),
-        random(&mut rng, "g", &[8], 0.5, 1.0),
-        random(&mut rng, "be", &[8], -0.1, 0.1),
-        random(&mut rng, "me", &[8], -0.1, 0.1),
-        random(&mut rng, "va", &[8], 0.5, 1.0),
-    ];
-    let mut outputs = Vec::new();
-    for (head, channels, bias) in [
-        ("heatmap", 2usize, -2.0f32),
-        ("reg", 2, 0.5),
-        ("height", 1, 0.0),
-        ("dim", 3, 0.5),
-        ("rot", 2, 0.7),
-    ] {
-        let (h, w, c) = (
-            format!("{head}_h"),
-            format!("{head}_w"),
-            format!("{head}_c"),
-        );
-        let (a, r) = (format!("{head}_a"), format!("{head}_r"));
-        nodes.push(
-            NodeProto::new("Conv", &format!("{head}_0"), &["cat", &h], &[&a])
-                .with_ints("pads", &[1, 1, 1, 1]),
-        );
-        nodes.push(NodeProto::new(
-            "Relu",
-            &format!("{head}_relu"),
-            &[&a],
-            &[&r],
-        ));
-        nodes.push(NodeProto::new(
-            "Conv",
-            &format!("{head}_1"),
-            &[&r, &w, &c],
-            &[head],
-        ));
-        constants.push(random(&mut rng, &h, &[8, 16, 3, 3], -0.1, 0.1));
-        let spread = if head == "heatmap" { 0.2 } else { 0.01 };
-        constants.push(random(&mut rng, &w, &[channels, 8, 1, 1], -spread, spread));
-        constants.push(TensorProto::f32(&c, &[channels], &vec![bias; channels]));
-        outputs.push(value(head, &[1, channels as i64, 16, 16]));
-    }
-    let backbone = model(
-        17,
-        nodes,
-        constants,
-        vec![value("spatial", &[1, 8, 32, 32])],
-        outputs,
-    );
-    backbone.save(folder.join("backbone.onnx")).unwrap();
-    let yaml = "
-format: 1
-name: small
-layout: two_part
-classes: [CAR, PEDESTRIAN]
-encoder: { file: encoder.onnx, input: points, output: pillars }
-backbone:
-  file: backbone.onnx
-  input: spatial
-  outputs: { heatmap: heatmap, reg: reg, height: height, dim: dim, rot: rot }
-points: { features: [x, y, z, time_lag] }
-grid:
-  min: [-12.8, -12.8, -3.0]
-  max: [12.8, 12.8, 5.0]
-  pillar: [0.8, 0.8]
-  max_pillars: 2000
-  max_points: 8
-  decorations: [cluster_xyz, centre_xy]
-  downsample: 2
-head: { heatmap: logit, dim_scale: log, dim_order: wlh, rot_order: sin_cos, yaw: legacy }
-post: { peak_kernel: 3, score_thresholds: [0.3, 0.3] }
-";
-    let path = folder.join("model.yaml");
-    std::fs::write(&path, yaml).unwrap();
-    ModelDescription::load(&path).unwrap()
-}
-
-/// Clusters of points here and there.
-fn samples(count: usize) -> Vec<Result<Sample, std::io::Error>> {
-    let mut rng = ChaCha8Rng::seed_from_u64(10);
-    (0..count)
-        .map(|i| {
-            let mut points = Vec::new();
-            for _cluster in 0..12 {
-                let (cx, cy) = (
-                    rng.random_range(-11.0f32..11.0),
-                    rng.random_range(-11.0f32..11.0),
-                );
-                for _point in 0..60 {
-                    points.push(Point {
-                        x: cx + rng.random_range(-1.0..1.0),
-                        y: cy + rng.random_range(-1.0..1.0),
-                        z: rng.random_range(-1.0..1.0),
-                        ..Default::default()
-                    });
-                }
-            }
-            Ok(Sample {
-                stamp: Stamp(i as i64 * 100_000_000),
-                points: Points(points),
-                sweeps: 1,
-                conditions: Vec::new(),
-                role: None,
-            })
-        })
-        .collect()
-}
-
 /// The small model finds little in a frame, so it takes many frames to judge it.
 fn many() -> Recipe {
     let mut recipe = quick();
@@ -1155,4 +945,169 @@ fn bad_input_is_an_error_that_says_what_and_leaves_nothing() {
     assert!(error(&damaged, samples(40), &out).contains("damaged.onnx"));
     std::fs::remove_file(folder.path().join("damaged.onnx")).unwrap();
     assert_eq!(entries(folder.path()), before);
+}
+
+/// Turns the weights of an ONNX file into halves, with a Cast behind the input and before each output: what converters
+/// make of a graph.
+fn to_half(path: &Path) {
+    let mut m = Model::load(path).unwrap();
+    let cast = |from: &str, to: &str, kind: i32| {
+        NodeProto::new("Cast", &format!("to_{to}"), &[from], &[to]).with_int("to", i64::from(kind))
+    };
+    let (inputs, outputs) = (m.input_names(), m.output_names());
+    let graph = m.graph_mut();
+    for tensor in &mut graph.initializer {
+        let floats = tensor.to_f32().unwrap().data;
+        let halves = floats.iter().map(|v| half::f16::from_f32(*v));
+        tensor.raw_data = Some(halves.flat_map(|h| h.to_le_bytes()).collect());
+        tensor.data_type = Some(data_type::FLOAT16);
+    }
+    let inner = |name: &String| format!("{name}_half");
+    for node in &mut graph.node {
+        for name in node.input.iter_mut().chain(&mut node.output) {
+            if inputs.contains(name) || outputs.contains(name) {
+                *name = inner(name);
+            }
+        }
+    }
+    let before = inputs
+        .iter()
+        .map(|n| cast(n, &inner(n), data_type::FLOAT16));
+    let behind = outputs.iter().map(|n| cast(&inner(n), n, data_type::FLOAT));
+    graph.node = before
+        .chain(std::mem::take(&mut graph.node))
+        .chain(behind)
+        .collect();
+    m.validate().unwrap();
+    m.save(path).unwrap();
+}
+
+#[test]
+fn a_float16_model_is_quantized_from_float32_copies_of_its_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    to_half(&float.backbone_path());
+    to_half(&float.encoder_path());
+    Detector::load(&float, &RuntimeOptions::default()).unwrap();
+    for recipe in [many(), with_reconstruction()] {
+        let out = folder.path().join(&recipe.name);
+        let frames = samples(recipe.frames.max.min(160)).into_iter();
+        let report =
+            ptq::quantize(&float, frames, &recipe, Target::Cpu, &out, &mut Silent).unwrap();
+        assert_eq!(report.changes.widened, ["float16"]);
+        assert_eq!(report.layers.len(), 9);
+        assert!(report.layers.iter().all(|l| l.integer_kernel));
+        let f1 = report.check.agreement.total.f1.unwrap();
+        assert!(f1 > 0.9, "{}", report.summary());
+        let written = Model::load(out.join("backbone.onnx")).unwrap();
+        let halves = |t: &TensorProto| t.data_type == Some(data_type::FLOAT16);
+        assert!(!written.graph().initializer.iter().any(halves));
+    }
+}
+
+#[test]
+fn what_a_graph_made_in_memory_fails_on_is_not_blamed_on_the_file() {
+    let mut rng = ChaCha8Rng::seed_from_u64(12);
+    let mut m = small_graph(&mut rng);
+    m.graph_mut().node[1].op_type = Some("NoSuchOperator".into());
+    let refused = ptq::observe::Observer::new(&m, "x", &["l".into()], &RuntimeOptions::default());
+    let message = refused.err().unwrap().to_string();
+    let words = "cannot load the graph that quantization made of test.onnx";
+    assert!(message.contains(words), "{message}");
+}
+
+#[test]
+fn versions_that_the_runtime_does_not_take_are_told_with_those_that_it_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let path = float.backbone_path();
+    let before = Model::load(&path).unwrap();
+    let refusal = |change: &dyn Fn(&mut Model)| {
+        let mut m = before.clone();
+        change(&mut m);
+        m.save(&path).unwrap();
+        let refused = Detector::load(&float, &RuntimeOptions::default());
+        refused
+            .expect_err("the model should be refused")
+            .to_string()
+    };
+    let ir = refusal(&|m| m.proto_mut().ir_version = Some(99));
+    for word in [
+        "backbone.onnx has IR version 99",
+        "takes no newer than",
+        "model.ir_version = ",
+    ] {
+        assert!(ir.contains(word), "{ir}");
+    }
+    let opset = refusal(&|m| m.proto_mut().opset_import[0].version = Some(77));
+    for word in [
+        "backbone.onnx has operator set 77",
+        "takes no newer than",
+        "opset_version=",
+    ] {
+        assert!(opset.contains(word), "{opset}");
+    }
+    // Another fault is told as it is.
+    let other = refusal(&|m| m.graph_mut().node[1].op_type = Some("NoSuchOperator".into()));
+    assert!(other.contains("NoSuchOperator"), "{other}");
+}
+
+#[test]
+fn inputs_and_outputs_in_halves_are_refused_in_own_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let path = float.backbone_path();
+    let mut m = Model::load(&path).unwrap();
+    // A pass through a Cast that gives halves.
+    let heatmap = "heatmap".to_owned();
+    let graph = m.graph_mut();
+    for node in &mut graph.node {
+        for output in node.output.iter_mut().filter(|o| **o == heatmap) {
+            *output = "heatmap_float".into();
+        }
+    }
+    let kind = i64::from(data_type::FLOAT16);
+    let cast = NodeProto::new("Cast", "cast", &["heatmap_float"], &["heatmap"]);
+    graph.node.push(cast.with_int("to", kind));
+    let output = graph
+        .output
+        .iter_mut()
+        .find(|o| o.name.as_ref() == Some(&heatmap));
+    if let Some(TypeValue::Tensor(tensor)) = output.unwrap().r#type.as_mut().unwrap().value.as_mut()
+    {
+        tensor.elem_type = Some(data_type::FLOAT16);
+    }
+    m.save(&path).unwrap();
+    let message = Detector::load(&float, &RuntimeOptions::default())
+        .unwrap_err()
+        .to_string();
+    for word in ["backbone.outputs.heatmap", "float32", "keep_io_types"] {
+        assert!(message.contains(word), "{message}");
+    }
+}
+
+#[test]
+fn an_operator_without_a_copy_is_told_before_a_frame_is_read_with_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(folder.path());
+    let path = float.backbone_path();
+    let mut m = Model::load(&path).unwrap();
+    let relu = m
+        .graph_mut()
+        .node
+        .iter_mut()
+        .find(|n| n.is("Relu"))
+        .unwrap();
+    relu.op_type = Some("Celu".into());
+    m.save(&path).unwrap();
+    let none = std::iter::from_fn(|| -> Option<Result<Sample, std::io::Error>> {
+        panic!("no frame is to be read")
+    });
+    let recipe = with_reconstruction();
+    let out = folder.path().join("int8");
+    let refused = ptq::quantize(&float, none, &recipe, Target::Cpu, &out, &mut Silent);
+    let message = refused.unwrap_err().to_string();
+    for word in ["Celu", "differentiable copy", "quick.yaml"] {
+        assert!(message.contains(word), "{message}");
+    }
 }

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use serde::Serialize;
 
 use super::{Ended, terminal};
@@ -106,9 +105,7 @@ fn inspect_onnx(path: &Path) -> anyhow::Result<OnnxSummary> {
     Ok(OnnxSummary {
         kind: "onnx",
         path: path.to_owned(),
-        bytes: std::fs::metadata(path)
-            .with_context(|| path.display().to_string())?
-            .len(),
+        bytes: onnx::Outline::read(path)?.bytes()?,
         opset: model.opset(),
         inputs: values(model.input_names()),
         outputs: values(model.output_names()),

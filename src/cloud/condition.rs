@@ -47,6 +47,14 @@ pub enum ConditionKind {
     NotFinite,
     /// Pillars were left out, because the model takes no more.
     DroppedPillars,
+    /// The heatmap seems to hold probabilities where the description says logits.
+    HeatmapScale,
+    /// Boxes have sizes that nothing has, as of a scale that is taken for another.
+    BoxSize,
+    /// The headings come from vectors that are no sine and cosine.
+    HeadingVector,
+    /// The centres of boxes lie outside the cells that they belong to.
+    CentreOffset,
 }
 
 impl ConditionKind {
@@ -71,6 +79,10 @@ impl ConditionKind {
             ConditionKind::Empty => "empty",
             ConditionKind::NotFinite => "not_finite",
             ConditionKind::DroppedPillars => "dropped_pillars",
+            ConditionKind::HeatmapScale => "heatmap_scale",
+            ConditionKind::BoxSize => "box_size",
+            ConditionKind::HeadingVector => "heading_vector",
+            ConditionKind::CentreOffset => "centre_offset",
         }
     }
 }
@@ -170,7 +182,7 @@ mod tests {
 
     #[test]
     fn names_are_those_of_json() {
-        for kind in [ConditionKind::AssumedPlace, ConditionKind::DroppedPillars] {
+        for kind in [ConditionKind::AssumedPlace, ConditionKind::CentreOffset] {
             let json = serde_json::to_string(&kind).unwrap();
             assert_eq!(json, format!("\"{}\"", kind.name()));
         }

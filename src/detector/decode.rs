@@ -12,6 +12,7 @@ use super::description::{
     DimOrder, DimScale, Head, ModelDescription, RotOrder, VelocityFrame, YawConvention,
 };
 use super::nms;
+use super::plausibility::Figures;
 use crate::geometry::{Box3d, Detection, wrap_angle};
 
 /// The backbone's raw outputs, each `[1, channels, y, x]`.
@@ -80,9 +81,10 @@ impl HeadViews<'_> {
         // Largest x with a finite exp(x) in f32, rounded down.
         let largest = match model.head.dim_scale {
             DimScale::Log => 88.7,
-            DimScale::Linear => f32::MAX,
+            DimScale::Linear => 1e30,
         };
-        let bad = |map: &ArrayView4<'_, f32>| map.iter().any(|v| !v.is_finite());
+        // Larger values are nothing that a network means, and their sums and products need not be finite.
+        let bad = |map: &ArrayView4<'_, f32>| map.iter().any(|v| !v.is_finite() || v.abs() > 1e30);
         if bad(&self.heatmap) {
             Some(Head::Heatmap)
         } else if bad(&self.reg) {
@@ -107,6 +109,14 @@ impl HeadViews<'_> {
 /// peak kernel the cell must also be the maximum of that class in the square around it; equal
 /// neighbours are all peaks.
 pub fn candidates(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detection> {
+    candidates_with_figures(maps, model).0
+}
+
+fn candidates_with_figures(
+    maps: &HeadViews<'_>,
+    model: &ModelDescription,
+) -> (Vec<Detection>, Figures) {
+    let mut figures = Figures::default();
     let (_, classes, rows, columns) = maps.heatmap.dim();
     let grid = &model.grid;
     let cell = grid.pillar.map(|p| p * grid.downsample as f32);
@@ -133,15 +143,7 @@ pub fn candidates(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detecti
                 RotOrder::SinCos => (rot[0], rot[1]),
                 RotOrder::CosSin => (rot[1], rot[0]),
             };
-            let least_norm = model.post.yaw_norm_thresholds.get(class);
-            if least_norm.is_some_and(|least| (sin * sin + cos * cos).sqrt() < *least) {
-                continue;
-            }
-            let theta = sin.atan2(cos);
-            let yaw = match model.head.yaw {
-                YawConvention::Legacy => wrap_angle(-theta - FRAC_PI_2),
-                YawConvention::Direct => wrap_angle(theta),
-            };
+            let norm = sin.hypot(cos);
             let dim = [0, 1, 2].map(|i| {
                 let value = maps.dim[[0, i, y, x]];
                 match model.head.dim_scale {
@@ -149,6 +151,17 @@ pub fn candidates(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detecti
                     DimScale::Linear => value,
                 }
             });
+            let offset = [0, 1].map(|i| maps.reg[[0, i, y, x]]);
+            figures.add(dim, offset, norm);
+            let least_norm = model.post.yaw_norm_thresholds.get(class);
+            if least_norm.is_some_and(|least| norm < *least) {
+                continue;
+            }
+            let theta = sin.atan2(cos);
+            let yaw = match model.head.yaw {
+                YawConvention::Legacy => wrap_angle(-theta - FRAC_PI_2),
+                YawConvention::Direct => wrap_angle(theta),
+            };
             let size = match model.head.dim_order {
                 DimOrder::Wlh => Vector3::new(dim[1], dim[0], dim[2]),
                 DimOrder::Lwh => Vector3::new(dim[0], dim[1], dim[2]),
@@ -165,8 +178,8 @@ pub fn candidates(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detecti
                 }
             });
             let center = Vector3::new(
-                (x as f32 + maps.reg[[0, 0, y, x]]) * cell[0] + grid.min[0],
-                (y as f32 + maps.reg[[0, 1, y, x]]) * cell[1] + grid.min[1],
+                (x as f32 + offset[0]) * cell[0] + grid.min[0],
+                (y as f32 + offset[1]) * cell[1] + grid.min[1],
                 maps.height[[0, 0, y, x]],
             );
             found.push((
@@ -181,7 +194,8 @@ pub fn candidates(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detecti
         }
     }
     found.sort_by(|(i, a), (j, b)| b.score.total_cmp(&a.score).then(i.cmp(j)));
-    found.into_iter().map(|(_, detection)| detection).collect()
+    let found = found.into_iter().map(|(_, detection)| detection).collect();
+    (found, figures)
 }
 
 fn is_peak(maps: &HeadViews<'_>, class: usize, y: usize, x: usize) -> bool {
@@ -200,7 +214,16 @@ fn is_peak(maps: &HeadViews<'_>, class: usize, y: usize, x: usize) -> bool {
 /// Boxes after suppression, by falling score. The maps' shapes must be those that
 /// [`Detector::load`](super::Detector::load) has checked.
 pub fn decode(maps: &HeadViews<'_>, model: &ModelDescription) -> Vec<Detection> {
-    nms::suppress(candidates(maps, model), model)
+    decode_with_figures(maps, model).0
+}
+
+/// [`decode`], and what shows whether the description is that of this network.
+pub(super) fn decode_with_figures(
+    maps: &HeadViews<'_>,
+    model: &ModelDescription,
+) -> (Vec<Detection>, Figures) {
+    let (found, figures) = candidates_with_figures(maps, model);
+    (nms::suppress(found, model), figures)
 }
 
 #[cfg(test)]

@@ -9,10 +9,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::{files, yaml};
 
 /// The `format` that this crate writes and reads.
 pub const FORMAT: u32 = 1;
+
+/// The description's name in a model's folder.
+const FILE: &str = "model.yaml";
+/// What to do about a model without one.
+const ADVICE: &str = "a model is described by a model.yaml, see docs/model.md";
 
 /// Metres that the ground may lie below the grid.
 const MOST_BELOW_GRID: f32 = 10.0;
@@ -454,6 +459,12 @@ pub enum ModelError {
         path: PathBuf,
         reason: std::io::Error,
     },
+    #[error("the folder {} holds no {FILE}, only: {found}. {}", folder.display(), capital(looks))]
+    NoDescription {
+        folder: PathBuf,
+        found: String,
+        looks: &'static str,
+    },
     #[error("{} is not a model description: {message}", path.display())]
     Parse { path: PathBuf, message: String },
     #[error("{}: `{key}` {problem}", path.display())]
@@ -464,28 +475,119 @@ pub enum ModelError {
     },
 }
 
+/// A text as the beginning of a sentence.
+fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|c| c.to_uppercase().to_string());
+    first.unwrap_or_default() + letters.as_str()
+}
+
+/// What a file is whose name ends so, if it is no description.
+fn told_by_extension(extension: &std::ffi::OsStr) -> Option<&'static str> {
+    Some(match extension.to_str()? {
+        "onnx" => "it is an ONNX graph, which says nothing about grid, features and conventions",
+        "data" | "bin" => "it holds the weights of a graph",
+        "ort" => "it is a graph in ONNX Runtime's own form",
+        "engine" | "plan" | "trt" => {
+            "it is an engine of TensorRT; the ONNX files it was built from are needed"
+        }
+        "pth" | "pt" | "ckpt" | "pdparams" => {
+            "it is a checkpoint of training, which has to be exported to ONNX first"
+        }
+        "py" => "it is a training configuration in Python",
+        "mcap" | "db3" => "it is a bag",
+        _ => return None,
+    })
+}
+
+/// The refusal of a folder without a description: what is there, and what that looks like.
+fn no_description(folder: &Path) -> ModelError {
+    const MOST: usize = 12;
+    let mut there: Vec<String> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    there.sort();
+    let any = |matches: &dyn Fn(&str) -> bool| there.iter().any(|name| matches(name));
+    let ends = |end: &'static str| move |name: &str| name.ends_with(end);
+    let autoware = any(&|name| name.starts_with("pts_") && name.ends_with(".onnx"))
+        || any(&ends("_ml_package.param.yaml"));
+    let looks = if autoware {
+        "it looks like a model of Autoware, whose parameter files this program does not read: write the model.yaml from \
+         them, docs/model.md shows how"
+    } else if any(&ends(".onnx")) {
+        "the graphs are there, their description is missing: write it after docs/model.md"
+    } else if [".pth", ".pt", ".ckpt", ".pdparams"]
+        .into_iter()
+        .any(|end| any(&ends(end)))
+    {
+        "it looks like the checkpoints of OpenPCDet, det3d or mmdetection3d: export the network to two ONNX files \
+         first, then write the model.yaml after docs/model.md"
+    } else if [".engine", ".plan"].into_iter().any(|end| any(&ends(end))) {
+        "engines of TensorRT cannot be read: the ONNX files they were built from are needed, and a model.yaml after \
+         docs/model.md"
+    } else if any(&ends(".mcap")) || any(&ends(".db3")) || any(&|name| name == "metadata.yaml") {
+        "it looks like a bag"
+    } else {
+        ADVICE
+    };
+    let found = match there.len() {
+        0 => "nothing".to_owned(),
+        count if count > MOST => format!("{}, ... ({count} in all)", there[..MOST].join(", ")),
+        _ => there.join(", "),
+    };
+    ModelError::NoDescription {
+        folder: folder.to_owned(),
+        found,
+        looks,
+    }
+}
+
 impl ModelDescription {
     /// Reads and checks a description. A folder stands for the `model.yaml` in it.
     pub fn load(path: &Path) -> Result<Self, ModelError> {
-        let path = if path.is_dir() {
-            path.join("model.yaml")
-        } else {
-            path.to_path_buf()
+        let path = match path.is_dir() {
+            true if path.join(FILE).exists() => path.join(FILE),
+            true => return Err(no_description(path)),
+            false => path.to_path_buf(),
         };
-        let text = std::fs::read_to_string(&path).map_err(|reason| ModelError::Io {
-            action: "read",
-            path: path.clone(),
-            reason,
-        })?;
-        Self::parse(&text, &path)
+        if let Some(message) = path.extension().and_then(told_by_extension) {
+            let beside = path.with_file_name(FILE);
+            let hint = match beside.is_file() {
+                true => format!("; the description is {}", beside.display()),
+                false => format!("; {ADVICE}"),
+            };
+            // One that is not there is told so below.
+            if path.exists() {
+                return Err(ModelError::Parse {
+                    path,
+                    message: format!("{message}{hint}"),
+                });
+            }
+        }
+        match yaml::read(&path) {
+            Ok(text) => Self::parse(&text, &path),
+            Err(yaml::ReadError::Io(reason)) => Err(ModelError::Io {
+                action: "read",
+                path,
+                reason,
+            }),
+            Err(yaml::ReadError::NoText) => Err(ModelError::Parse {
+                path,
+                message: format!("it is no text; {ADVICE}"),
+            }),
+        }
     }
 
     /// Parses the text of a description that lies at `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ModelError> {
-        let mut model: Self = serde_yaml::from_str(text).map_err(|e| ModelError::Parse {
-            path: path.to_path_buf(),
-            message: e.to_string(),
-        })?;
+        let mut model: Self =
+            yaml::parse(text, path, FORMAT).map_err(|message| ModelError::Parse {
+                path: path.to_path_buf(),
+                message,
+            })?;
         model.folder = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
             _ => PathBuf::from("."),
@@ -596,11 +698,24 @@ impl ModelDescription {
                 format!("is {}, this version reads {FORMAT}", self.format),
             );
         }
+        if self.name.trim().is_empty() {
+            return fail("name", "is empty".into());
+        }
+        if self.frame.trim().is_empty() {
+            return fail(
+                "frame",
+                "is empty; name the frame of the model's points, for example base_link".into(),
+            );
+        }
         if self.classes.is_empty() {
             return fail("classes", "is empty; name the heatmap's channels".into());
         }
         for (i, class) in self.classes.iter().enumerate() {
-            if self.classes[..i].contains(class) {
+            if class.trim().is_empty() {
+                return fail("classes", format!("has an empty name at place {i}"));
+            }
+            let same = |other: &String| other.eq_ignore_ascii_case(class);
+            if self.classes[..i].iter().any(same) {
                 return fail("classes", format!("names {class} twice"));
             }
         }
@@ -642,8 +757,49 @@ impl ModelDescription {
         if !(period.is_finite() && period > 0.0) {
             return fail("points.sweep_period", format!("is {period} s"));
         }
+        self.check_parts()?;
         self.check_grid()?;
         self.check_post()
+    }
+
+    fn check_parts(&self) -> Result<(), (String, String)> {
+        let fail = |key: &str, problem: String| Err((key.to_string(), problem));
+        let (encoder, backbone) = (&self.encoder, &self.backbone);
+        for (key, file) in [
+            ("encoder.file", &encoder.file),
+            ("backbone.file", &backbone.file),
+        ] {
+            if file.as_os_str().is_empty() {
+                return fail(key, "is empty; name an ONNX file".into());
+            }
+        }
+        if self.encoder_path() == self.backbone_path() {
+            let file = backbone.file.display();
+            return fail(
+                "backbone.file",
+                format!("is {file}, the encoder's file; the two_part layout has two"),
+            );
+        }
+        // By position, inputs and outputs are counted apart.
+        let named = |tensor: &TensorName, other: &TensorName| matches!((tensor, other), (TensorName::Name(a), TensorName::Name(b)) if a == b);
+        if named(&encoder.output, &encoder.input) {
+            let name = &encoder.output;
+            return fail("encoder.output", format!("is {name}, which is the input"));
+        }
+        let heads: Vec<(Head, &TensorName)> = backbone.outputs.iter().collect();
+        for (i, (head, tensor)) in heads.iter().enumerate() {
+            let key = format!("backbone.outputs.{head}");
+            if named(tensor, &backbone.input) {
+                return fail(&key, format!("is {tensor}, which is the backbone's input"));
+            }
+            if let Some((other, _)) = heads[..i].iter().find(|(_, t)| t == tensor) {
+                return fail(
+                    &key,
+                    format!("is {tensor}, which is what {other} is read from"),
+                );
+            }
+        }
+        Ok(())
     }
 
     fn check_grid(&self) -> Result<(), (String, String)> {
@@ -755,8 +911,11 @@ impl ModelDescription {
                 format!("has {} values for {classes} classes", norms.len()),
             );
         }
-        if let Some(t) = norms.iter().find(|t| !(t.is_finite() && **t >= 0.0)) {
-            return fail("post.yaw_norm_thresholds", format!("has {t}"));
+        if let Some(t) = norms.iter().find(|t| !(0.0..=1.0).contains(*t)) {
+            return fail(
+                "post.yaw_norm_thresholds",
+                format!("has {t}; 0 to 1, the length of a vector of sine and cosine"),
+            );
         }
         if post.max_detections == 0 {
             return fail("post.max_detections", "is 0".into());
@@ -782,7 +941,14 @@ impl ModelDescription {
                     format!("is {} m", iou.search_distance),
                 );
             }
-            for name in iou.separate_classes.iter().flatten() {
+            let names = iou.separate_classes.as_deref().unwrap_or_default();
+            for (i, name) in names.iter().enumerate() {
+                if names[..i].iter().any(|n| n.eq_ignore_ascii_case(name)) {
+                    return fail(
+                        "post.iou_nms.separate_classes",
+                        format!("names {name} twice"),
+                    );
+                }
                 if !self.classes.iter().any(|c| c.eq_ignore_ascii_case(name)) {
                     return fail(
                         "post.iou_nms.separate_classes",
@@ -852,6 +1018,25 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_comes_twice_is_refused_by_name() {
+        for (from, to, key) in [
+            ("reg: reg", "reg: reg, reg: rot", "reg"),
+            ("name: tiny", "name: tiny\nname: other", "name"),
+            (
+                "downsample: 2",
+                "downsample: 2\n  downsample: 4",
+                "downsample",
+            ),
+        ] {
+            let message = refusal(from, to);
+            assert!(
+                message.contains(key) && message.contains("duplicate"),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
     fn a_missing_key_and_an_unknown_choice_are_refused_by_name() {
         assert!(refusal("  downsample: 2\n", "").contains("downsample"));
         let message = refusal("dim_order: wlh", "dim_order: hwl");
@@ -864,7 +1049,27 @@ mod tests {
     #[test]
     fn values_that_contradict_each_other_are_refused_by_key() {
         for (from, to, key) in [
-            ("format: 1", "format: 2", "`format`"),
+            ("name: tiny", "name: ''", "`name`"),
+            ("layout:", "frame: ' '\nlayout:", "`frame`"),
+            ("[CAR, PEDESTRIAN]", "[CAR, car]", "`classes`"),
+            ("[CAR, PEDESTRIAN]", "[CAR, '']", "`classes`"),
+            (
+                "file: backbone.onnx",
+                "file: encoder.onnx",
+                "`backbone.file`",
+            ),
+            (
+                "output: pillar_features",
+                "output: input_features",
+                "`encoder.output`",
+            ),
+            ("reg: reg", "reg: heatmap", "`backbone.outputs.reg`"),
+            ("vel: vel", "vel: rot", "`backbone.outputs.vel`"),
+            (
+                "rot: rot",
+                "rot: spatial_features",
+                "`backbone.outputs.rot`",
+            ),
             ("[CAR, PEDESTRIAN]", "[CAR, CAR]", "`classes`"),
             ("[CAR, PEDESTRIAN]", "[]", "`classes`"),
             ("[x, y, z, time_lag]", "[x, y, x]", "`points.features`"),
@@ -904,6 +1109,12 @@ mod tests {
             ("[0.5, 0.5]", "[0.5]", "`post.score_thresholds`"),
             ("[0.5, 0.5]", "[0.5, 1.5]", "`post.score_thresholds`"),
             ("[0.3, 0.0]", "[0.3, -1.0]", "`post.yaw_norm_thresholds`"),
+            ("[0.3, 0.0]", "[0.3, 30.0]", "`post.yaw_norm_thresholds`"),
+            (
+                "threshold: 0.1",
+                "threshold: 0.1, separate_classes: [CAR, car]",
+                "`post.iou_nms.separate_classes`",
+            ),
             (
                 "max_detections: 10",
                 "max_detections: 0",
@@ -928,6 +1139,52 @@ mod tests {
             let message = refusal(from, to);
             assert!(message.contains(key), "{key}: {message}");
         }
+    }
+
+    #[test]
+    fn what_is_no_description_is_told_what_it_is_and_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| ModelDescription::load(path).unwrap_err().to_string();
+        let write = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, bytes).unwrap();
+            path
+        };
+        let empty = refused(folder.path());
+        assert!(empty.contains("no model.yaml, only: nothing"), "{empty}");
+        write("metadata.yaml", b"");
+        assert!(refused(folder.path()).contains("It looks like a bag"));
+        write("epoch_80.pth", b"\x80\x02");
+        let trained = refused(folder.path());
+        assert!(trained.contains("OpenPCDet") && trained.contains("epoch_80.pth"));
+        let graph = write("pts_backbone_neck_head_centerpoint.onnx", &[8, 8, 0xff]);
+        let autoware = refused(folder.path());
+        assert!(
+            autoware.contains("It looks like a model of Autoware"),
+            "{autoware}"
+        );
+        assert!(autoware.contains("pts_backbone_neck_head_centerpoint.onnx"));
+        assert!(autoware.contains("docs/model.md"));
+
+        let alone = refused(&graph);
+        assert!(alone.contains("is an ONNX graph") && alone.contains("docs/model.md"));
+        let description = write("model.yaml", TINY.as_bytes());
+        let beside = refused(&graph);
+        assert!(
+            beside.contains(&description.display().to_string()),
+            "{beside}"
+        );
+        assert!(refused(&write("model.toml", b"format = 1")).contains("TOML"));
+        assert!(refused(&write("empty.yaml", b"\n")).contains("it is empty"));
+        assert!(refused(&write("raw.yaml", &[0xff, 0xfe, 0])).contains("no text"));
+        let old = TINY.replace("format: 1", "format: 0");
+        let old = refused(&write("old.yaml", old.as_bytes()));
+        assert!(
+            old.contains("old.yaml") && old.contains("`format` is 0"),
+            "{old}"
+        );
+        let parameters = b"/**:\n  ros__parameters:\n    model_params: { class_names: [CAR] }\n";
+        assert!(refused(&write("a.param.yaml", parameters)).contains("ros__parameters"));
     }
 
     #[test]

@@ -222,6 +222,7 @@ impl Detector {
         for _ in 0..2 {
             detector.detect(&anything)?;
         }
+        detector.forget_frames();
         let kernels = detector.kernels(&[]);
         Ok((detector, kernels))
     }

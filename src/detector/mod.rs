@@ -21,6 +21,7 @@ pub mod files;
 mod input;
 pub mod kernels;
 pub mod nms;
+mod plausibility;
 pub mod runtime;
 
 use std::fmt;
@@ -29,7 +30,7 @@ use std::time::Instant;
 
 use ndarray::{Array3, Array4, ArrayView2, ArrayView4, Axis};
 use ort::session::{Session, SessionOutputs};
-use ort::value::{Outlet, TensorRef, ValueType};
+use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -39,11 +40,15 @@ pub use files::ModelFiles;
 pub use runtime::{Provider, RuntimeError, RuntimeOptions};
 
 use crate::cloud::Points;
+use crate::cloud::condition::{Condition, ConditionKind};
 use crate::files::{hash_into, hex};
 use crate::geometry::Detection;
 use crate::onnx::OnnxError;
+use crate::onnx::outline::{Ending, Outline};
 use crate::pillars::{Pillarizer, scatter};
+use description::{DimScale, HeatmapScale};
 use files::Part;
+use plausibility::Logits;
 
 /// Why a model was refused or a frame not processed.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +85,25 @@ pub enum DetectorError {
         path.display()
     )]
     NonFinite { path: PathBuf, tensor: String },
+    #[error("{}: `{key}` {problem}", path.display())]
+    Contradiction {
+        /// The ONNX file that the description contradicts.
+        path: PathBuf,
+        /// The description's key.
+        key: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    #[error(
+        "the description says `head.heatmap: sigmoid`, but the heatmap holds values from {least:.3} to {most:.3} ({}): \
+         these are no probabilities. If they are logits, it is `head.heatmap: logit`",
+        path.display()
+    )]
+    NoProbabilities {
+        path: PathBuf,
+        least: f32,
+        most: f32,
+    },
     #[error("the backbone reads [1, {}, {}, {}], got {got:?}", expected[0], expected[1], expected[2])]
     Input {
         expected: [usize; 3],
@@ -125,6 +149,8 @@ pub struct Inference {
     pub pillars: usize,
     /// Pillars lost to `max_pillars`.
     pub dropped_pillars: usize,
+    /// What makes these boxes worse than they could be; those of the cloud itself are with its frame.
+    pub conditions: Vec<Condition>,
 }
 
 /// A loaded model. Buffers are kept between frames.
@@ -135,6 +161,7 @@ pub struct Detector {
     backbone: Graph,
     /// `[1, channels, grid y, grid x]`.
     spatial: Array4<f32>,
+    logits: Logits,
     bytes: u64,
     id: String,
 }
@@ -173,9 +200,10 @@ impl Graph {
         // From the bytes that were hashed, so that what runs is what the id says, except when the
         // graph keeps its weights in a file beside it, which only loading by path finds.
         let session = match part.outline.external() {
-            [] => runtime::session_from_bytes(&part.bytes, &path.display().to_string(), &options)?,
-            _ => runtime::session_from_file(&path, &options)?,
+            [] => runtime::session_from_bytes(&part.bytes, &path.display().to_string(), &options),
+            _ => runtime::session_from_file(&path, &options),
         };
+        let session = session.map_err(|error| runtime::explain(error, &part.outline))?;
         let input = find(
             &path,
             format!("{key}.input"),
@@ -305,9 +333,8 @@ fn find(
         TensorName::Index(index) => outlets.get(*index),
         TensorName::Name(name) => outlets.iter().find(|o| o.name() == name),
     };
-    found
-        .map(|o| o.name().to_string())
-        .ok_or_else(|| DetectorError::NoTensor {
+    let Some(found) = found else {
+        return Err(DetectorError::NoTensor {
             path: path.to_path_buf(),
             key,
             kind,
@@ -317,7 +344,24 @@ fn find(
                 .enumerate()
                 .map(|(i, o)| format!("{i}: {}", o.name()))
                 .collect(),
-        })
+        });
+    };
+    match found.dtype() {
+        ValueType::Tensor {
+            ty: TensorElementType::Float32,
+            ..
+        } => Ok(found.name().to_string()),
+        other => Err(DetectorError::Contradiction {
+            path: path.to_path_buf(),
+            key,
+            problem: format!(
+                "names {}, an {kind} of type {other}; inputs and outputs are read and written as float32. Export \
+                 the graph again, or convert it so that these stay float32 (in onnxconverter-common: \
+                 `keep_io_types=True`)",
+                found.name()
+            ),
+        }),
+    }
 }
 
 impl Detector {
@@ -326,9 +370,10 @@ impl Detector {
     pub fn load(model: &ModelDescription, options: &RuntimeOptions) -> Result<Self, DetectorError> {
         let parts = Part::both(model)?;
         let (id, bytes) = identity(model, &parts)?;
-        let [encoder, backbone] = parts;
+        let [encoder_part, backbone_part] = parts;
+        check_precision(model, &backbone_part)?;
         let encoder = Graph::open(
-            &encoder,
+            &encoder_part,
             &model.encoder.input,
             &[("encoder.output".into(), model.encoder.output.clone())],
             options,
@@ -339,7 +384,8 @@ impl Detector {
             .iter()
             .map(|(head, name)| (format!("backbone.outputs.{head}"), name.clone()))
             .collect();
-        let backbone = Graph::open(&backbone, &model.backbone.input, &heads, options)?;
+        let backbone = Graph::open(&backbone_part, &model.backbone.input, &heads, options)?;
+        check_outputs(model, &backbone, &backbone_part.outline)?;
         let [gx, gy] = model.grid_size();
         let mut detector = Detector {
             model: model.clone(),
@@ -347,6 +393,7 @@ impl Detector {
             encoder,
             backbone,
             spatial: Array4::zeros((1, 0, gy, gx)),
+            logits: Logits::default(),
             bytes,
             id,
         };
@@ -489,10 +536,20 @@ impl Detector {
         let pillars_done = Instant::now();
         self.encode()?;
         let encoder_done = Instant::now();
-        let (detections, backbone_done) = self.run_backbone(|maps, model| {
+        let mut logits = self.logits;
+        let pillars = self.pillarizer.len();
+        let (detections, mut conditions, backbone_done) = self.run_backbone(|maps, model| {
             let done = Instant::now();
-            (decode::decode(maps, model), done)
+            let (detections, figures) = decode::decode_with_figures(maps, model);
+            let mut conditions = figures.conditions(model);
+            if pillars > 0 {
+                conditions.extend(logits.watch(&maps.heatmap, model));
+            }
+            (detections, conditions, done)
         })?;
+        self.logits = logits;
+        conditions.extend(self.dropped());
+        conditions.sort_by_key(|condition| condition.kind);
         let end = Instant::now();
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
         Ok(Inference {
@@ -504,9 +561,30 @@ impl Detector {
                 decode_ms: ms(backbone_done, end),
                 total_ms: ms(start, end),
             },
-            pillars: self.pillarizer.len(),
+            pillars,
             dropped_pillars: self.pillarizer.dropped_pillars(),
+            conditions,
         })
+    }
+
+    /// What to say of pillars that did not fit.
+    fn dropped(&self) -> Option<Condition> {
+        let (kept, dropped) = (self.pillarizer.len(), self.pillarizer.dropped_pillars());
+        let all = kept + dropped;
+        (dropped > 0).then(|| {
+            Condition::new(
+                ConditionKind::DroppedPillars,
+                format!(
+                    "{dropped} of {all} pillars were left out, those that come last in the cloud, because \
+                     `grid.max_pillars` is {kept}; nothing is detected there: raise it, or send fewer points"
+                ),
+            )
+        })
+    }
+
+    /// Begins anew with what is watched over several frames.
+    pub(crate) fn forget_frames(&mut self) {
+        self.logits.restart();
     }
 
     /// Channels, rows and columns of what the backbone reads.
@@ -602,6 +680,12 @@ impl Detector {
                 tensor: head.to_string(),
             });
         }
+        if model.head.heatmap == HeatmapScale::Sigmoid {
+            let [least, most] = plausibility::extremes(&maps.heatmap);
+            if !plausibility::is_bounded([least, most]) {
+                return Err(DetectorError::NoProbabilities { path, least, most });
+            }
+        }
         Ok(use_maps(&maps, model))
     }
 
@@ -623,6 +707,81 @@ impl Detector {
     /// weights, wherever they lie, and [what the description says of them](ModelDescription::behaviour).
     pub fn id(&self) -> &str {
         &self.id
+    }
+}
+
+/// Refuses a quantized graph that is called float.
+fn check_precision(model: &ModelDescription, backbone: &Part) -> Result<(), DetectorError> {
+    let quantized = backbone.outline.is_quantized();
+    match (model.precision, quantized) {
+        (Precision::Float, true) => Err(DetectorError::Contradiction {
+            path: backbone.path.clone(),
+            key: "precision".into(),
+            problem: "is float, but the graph is quantized (QuantizeLinear nodes); it is `int8`"
+                .into(),
+        }),
+        (Precision::Int8, false) => {
+            let path = backbone.path.display();
+            tracing::warn!(
+                "{path}: the description says `precision: int8`, but nothing in the graph is quantized"
+            );
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses outputs that two heads read, and conventions that the graph itself contradicts.
+fn check_outputs(
+    model: &ModelDescription,
+    backbone: &Graph,
+    outline: &Outline,
+) -> Result<(), DetectorError> {
+    let contradiction = |key: String, problem: String| DetectorError::Contradiction {
+        path: backbone.path.clone(),
+        key,
+        problem,
+    };
+    let heads: Vec<Head> = model
+        .backbone
+        .outputs
+        .iter()
+        .map(|(head, _)| head)
+        .collect();
+    for (i, name) in backbone.outputs.iter().enumerate() {
+        if let Some(first) = backbone.outputs[..i].iter().position(|other| other == name) {
+            return Err(contradiction(
+                format!("backbone.outputs.{}", heads[i]),
+                format!(
+                    "reads the tensor `{name}`, which `backbone.outputs.{}` reads already",
+                    heads[first]
+                ),
+            ));
+        }
+    }
+    let ending = |head: Head| {
+        let at = heads.iter().position(|h| *h == head);
+        at.map_or(Ending::Other, |i| outline.ending(&backbone.outputs[i]))
+    };
+    match (model.head.heatmap, ending(Head::Heatmap)) {
+        (HeatmapScale::Logit, Ending::Probability) => Err(contradiction(
+            "head.heatmap".into(),
+            "is logit, but the graph applies the sigmoid itself, and a second one makes every score 0.5 or more; \
+             it is `sigmoid`"
+                .into(),
+        )),
+        (HeatmapScale::Sigmoid, Ending::Unbounded) => Err(contradiction(
+            "head.heatmap".into(),
+            "is sigmoid, but the graph's heatmap comes straight from a convolution, so it holds logits; it is `logit`"
+                .into(),
+        )),
+        _ => match (model.head.dim_scale, ending(Head::Dim)) {
+            (DimScale::Log, Ending::Exponential) => Err(contradiction(
+                "head.dim_scale".into(),
+                "is log, but the graph applies the exponential itself; it is `linear`".into(),
+            )),
+            _ => Ok(()),
+        },
     }
 }
 

@@ -20,7 +20,14 @@ use ort::environment::Environment;
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use prost::Message;
 use serde::{Deserialize, Serialize};
+
+use crate::onnx::Outline;
+use crate::onnx::proto::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorType, TypeProto, TypeValue,
+    ValueInfoProto, data_type,
+};
 
 /// Oldest ONNX Runtime whose interface is enough: 1.x.
 pub const OLDEST_MINOR: u32 = ort::MINOR_VERSION;
@@ -165,6 +172,21 @@ pub enum RuntimeError {
     },
     #[error("ONNX Runtime cannot load {model}: {message}")]
     Session { model: String, message: String },
+    #[error(
+        "{model} has {what} {found}, and this ONNX Runtime ({version}) takes no newer than {newest}. {advice}, or point \
+         ORT_DYLIB_PATH to a newer ONNX Runtime"
+    )]
+    TooNew {
+        model: String,
+        /// The kind of version.
+        what: &'static str,
+        found: i64,
+        newest: i64,
+        /// Of the library.
+        version: String,
+        /// How to convert the file.
+        advice: String,
+    },
 }
 
 /// Loads ONNX Runtime, once; later calls return the same.
@@ -393,6 +415,81 @@ pub fn session_from_bytes(
     builder(options, name)?
         .commit_from_memory(bytes)
         .map_err(|e| session_error(name, e))
+}
+
+/// What is behind the refusal of a graph, where its versions are: [`RuntimeError::TooNew`], else the error as it is.
+pub fn explain(error: RuntimeError, outline: &Outline) -> RuntimeError {
+    let (RuntimeError::Session { model, .. }, Ok(runtime)) = (&error, init()) else {
+        return error;
+    };
+    // Found by trial: the library's interface does not tell them, and messages change from version to version.
+    let newest = |found: i64, takes: &dyn Fn(i64) -> bool| {
+        let mut older = (1..found).rev().take(64);
+        if found < 1 || takes(found) {
+            return None;
+        }
+        older.find(|version| takes(*version))
+    };
+    let too_new = |what, found, newest, advice| RuntimeError::TooNew {
+        model: model.clone(),
+        what,
+        found,
+        newest,
+        version: runtime.version.clone(),
+        advice,
+    };
+    let ir = outline.ir_version();
+    // Every runtime that is new enough takes this operator set.
+    if let Some(newest) = newest(ir, &|version| takes(version, 11)) {
+        let advice = format!(
+            "Export it again with an older onnx package, or, in Python, load it, set `model.ir_version = {newest}` \
+             and save it"
+        );
+        return too_new("IR version", ir, newest, advice);
+    }
+    let opset = outline.opset();
+    if let Some(newest) = newest(opset, &|version| takes(ir, version)) {
+        let advice = format!(
+            "Export it again with `opset_version={newest}` or less, or convert it with onnx.version_converter"
+        );
+        return too_new("operator set", opset, newest, advice);
+    }
+    error
+}
+
+/// Whether the library takes graphs of these versions.
+fn takes(ir_version: i64, opset: i64) -> bool {
+    let value = |name: &str| ValueInfoProto {
+        name: Some(name.into()),
+        r#type: Some(TypeProto {
+            value: Some(TypeValue::Tensor(TensorType {
+                elem_type: Some(data_type::FLOAT),
+                shape: None,
+            })),
+            denotation: None,
+        }),
+        ..Default::default()
+    };
+    let proto = ModelProto {
+        ir_version: Some(ir_version),
+        opset_import: vec![OperatorSetIdProto {
+            domain: None,
+            version: Some(opset),
+        }],
+        graph: Some(GraphProto {
+            name: Some("versions".into()),
+            node: vec![NodeProto::new("Identity", "identity", &["x"], &["y"])],
+            input: vec![value("x")],
+            output: vec![value("y")],
+            ..Default::default()
+        }),
+        ..Default::default()
+    };
+    let options = RuntimeOptions {
+        threads: 1,
+        ..RuntimeOptions::default()
+    };
+    session_from_bytes(&proto.encode_to_vec(), "a graph of one node", &options).is_ok()
 }
 
 fn session_error<R>(model: &str, error: ort::Error<R>) -> RuntimeError {

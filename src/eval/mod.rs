@@ -42,9 +42,30 @@ pub enum EvalError {
 /// Band `i` reaches from edge `i - 1` (0 for the first) up to, but without, edge `i`; the last
 /// band is open.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "Vec<f32>", into = "Vec<f32>")]
 pub struct Bands {
     edges: Vec<f32>,
+}
+
+impl TryFrom<Vec<f32>> for Bands {
+    type Error = String;
+
+    /// Refuses what [`Bands::new`] would have to mend.
+    fn try_from(edges: Vec<f32>) -> Result<Self, String> {
+        let bands = Self::new(&edges);
+        match bands.edges == edges {
+            true => Ok(bands),
+            false => Err(format!(
+                "bands are {edges:?}; give their inner edges in metres, above 0 and rising"
+            )),
+        }
+    }
+}
+
+impl From<Bands> for Vec<f32> {
+    fn from(bands: Bands) -> Self {
+        bands.edges
+    }
 }
 
 impl Default for Bands {

@@ -23,6 +23,7 @@ pub mod opset;
 pub mod outline;
 pub mod proto;
 mod tensor;
+pub mod widen;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};

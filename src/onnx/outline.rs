@@ -253,6 +253,16 @@ impl Outline {
         std::iter::once(self.path.clone()).chain(external).collect()
     }
 
+    /// Bytes of all of them.
+    pub fn bytes(&self) -> Result<u64, OnnxError> {
+        let size = |file: PathBuf| {
+            let found = std::fs::metadata(&file);
+            let found = found.map_err(|source| OnnxError::Read { file, source })?;
+            Ok(found.len())
+        };
+        self.files().into_iter().map(size).sum()
+    }
+
     /// Version of the file format.
     pub fn ir_version(&self) -> i64 {
         self.model.ir_version.unwrap_or(0)

@@ -85,6 +85,14 @@ impl TensorProto {
                 .iter()
                 .map(|&v| half::f16::from_bits(v as u16).to_f32())
                 .collect(),
+            (data_type::BFLOAT16, Some(raw)) => chunks::<2>(raw)?
+                .map(|b| half::bf16::from_le_bytes(b).to_f32())
+                .collect(),
+            (data_type::BFLOAT16, None) => self
+                .int32_data
+                .iter()
+                .map(|&v| half::bf16::from_bits(v as u16).to_f32())
+                .collect(),
             (other, _) => return Err(format!("element type {other}, expected a float type")),
         };
         Self::checked(dims, count, data)

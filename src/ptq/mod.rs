@@ -41,6 +41,7 @@ use ndarray::{Array4, Axis, s};
 use sha2::{Digest, Sha256};
 
 use crate::cloud::summary::InputSummary;
+use crate::cloud::{Point, Points};
 use crate::detector::description::{Head, Precision, TensorName};
 use crate::detector::kernels::{Convolution, Kernels};
 use crate::detector::runtime::{self, RuntimeOptions};
@@ -98,8 +99,20 @@ pub enum PtqError {
     OnlyEmptyFrames { count: usize },
     #[error("tensor {tensor} held {count} values that are not finite on the calibration frames")]
     NotFinite { tensor: String, count: u64 },
-    #[error("ONNX Runtime failed on {}: {message}", file.display())]
-    Run { file: PathBuf, message: String },
+    #[error("ONNX Runtime failed on {graph}: {message}")]
+    Run { graph: String, message: String },
+    #[error(
+        "{} is {from}, and the float32 copy of it that quantization starts from gives other values: its {head} \
+         differs by {:.1} %. Export the model in float32",
+        file.display(), difference * 100.0
+    )]
+    Copy {
+        file: PathBuf,
+        from: String,
+        head: Head,
+        /// Largest difference, as a share of the largest value.
+        difference: f32,
+    },
     #[error("{} exists already; choose another folder, or remove it", path.display())]
     OutputExists { path: PathBuf },
     #[error("cannot {action} {}: {source}", path.display())]
@@ -245,6 +258,9 @@ where
     let prepared = plan::prepare(Model::load(model.backbone_path())?)?;
     let graph = &prepared.model;
     let plan = Plan::new(graph, recipe, settings)?;
+    if recipe.reconstruction.is_some() {
+        network::supported(graph)?;
+    }
     let input = match &model.backbone.input {
         TensorName::Name(name) => name.clone(),
         TensorName::Index(index) => graph
@@ -253,6 +269,10 @@ where
             .cloned()
             .ok_or_else(|| graph.graph_error(format!("it has no input {index}")))?,
     };
+    if !prepared.changes.widened.is_empty() {
+        let from = &prepared.changes.widened;
+        compare_copy(graph, from, &input, &mut detector, &runtime_options)?;
+    }
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(recipe.threads)
         .build()
@@ -535,6 +555,68 @@ where
     work.finish(out)?;
     progress.update(Stage::Check, 1.0, "done");
     Ok(report)
+}
+
+/// Refuses a float32 copy whose maps are not those of the graph that it was made of.
+fn compare_copy(
+    graph: &Model,
+    from: &[String],
+    input: &str,
+    detector: &mut Detector,
+    options: &RuntimeOptions,
+) -> Result<(), PtqError> {
+    // Of a map's largest value. Halves are exact to a thousandth per operator, bfloat16 to a hundredth.
+    let allowed = match from.iter().any(|t| t == "bfloat16") {
+        true => 0.1,
+        false => 0.02,
+    };
+    let heads = heads(detector.description(), graph)?;
+    let names: Vec<String> = heads.iter().map(|(_, name)| name.clone()).collect();
+    let spatial = detector.spatial_features(&anything(detector.description()))?;
+    let expected = detector.heads(&spatial)?;
+    let mut copy = Observer::new(graph, input, &names, options)?;
+    let differences: Vec<f32> = copy.run(&spatial, |views| {
+        let maps = std::iter::zip(expected.iter(), views);
+        maps.map(|((_, map), view)| {
+            let largest = map.iter().fold(1e-3f32, |most, v| most.max(v.abs()));
+            let pairs = std::iter::zip(map, view.values);
+            pairs.fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / largest
+        })
+        .collect()
+    })?;
+    for ((head, _), difference) in heads.into_iter().zip(differences) {
+        if difference.is_nan() || difference > allowed {
+            return Err(PtqError::Copy {
+                file: graph.file().to_owned(),
+                from: from.join(" and "),
+                head,
+                difference,
+            });
+        }
+    }
+    tracing::info!(
+        "{} is {}; quantization starts from a float32 copy of it",
+        graph.file().display(),
+        from.join(" and ")
+    );
+    Ok(())
+}
+
+/// A cloud with points in many pillars of a grid, the same each time.
+fn anything(model: &ModelDescription) -> Points {
+    let grid = &model.grid;
+    // Steps by irrational shares fill the range evenly and never repeat.
+    let at = |i: usize, step: f32, axis: usize| {
+        let share = (i as f32 * step).fract();
+        grid.min[axis] + share * (grid.max[axis] - grid.min[axis])
+    };
+    let point = |i: usize| Point {
+        x: at(i, 0.618_034, 0),
+        y: at(i, 0.414_214, 1),
+        z: at(i, 0.732_051, 2),
+        ..Point::default()
+    };
+    Points((0..5000).map(point).collect())
 }
 
 /// The graph with channels of like ranges over the first calibration frames, and what was scaled.

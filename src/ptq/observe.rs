@@ -15,7 +15,8 @@ use crate::onnx::proto::{TensorType, TypeProto, TypeValue, ValueInfoProto, data_
 pub struct Observer {
     session: Session,
     input: String,
-    file: std::path::PathBuf,
+    /// What messages call the graph.
+    name: String,
     /// Per watched tensor its name, or `None` for the graph input itself.
     taps: Vec<Option<String>>,
 }
@@ -66,12 +67,16 @@ impl Observer {
             .value_info
             .retain(|v| !present.iter().any(|p| v.name.as_ref() == Some(p)));
         watched.validate()?;
-        let name = model.file().display().to_string();
+        // Not that file itself: what is wrong here is wrong with what was made of it.
+        let name = format!(
+            "the graph that quantization made of {}",
+            model.file().display()
+        );
         let session = runtime::session_from_bytes(&watched.encode(), &name, options)?;
         Ok(Observer {
             session,
             input: input.to_owned(),
-            file: model.file().to_owned(),
+            name,
             taps,
         })
     }
@@ -83,7 +88,7 @@ impl Observer {
         use_views: impl FnOnce(&[View<'_>]) -> T,
     ) -> Result<T, PtqError> {
         let fail = |e: &dyn std::fmt::Display| PtqError::Run {
-            file: self.file.clone(),
+            graph: self.name.clone(),
             message: e.to_string(),
         };
         let input = TensorRef::from_array_view(spatial.view()).map_err(|e| fail(&e))?;

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::recipe::{Recipe, TargetSettings, matches};
 use crate::onnx::proto::NodeProto;
-use crate::onnx::{Links, Model, OnnxError, deconvolution, fold, opset};
+use crate::onnx::{Links, Model, OnnxError, deconvolution, fold, opset, widen};
 
 /// A float graph made ready for quantization, and what was done to it.
 #[derive(Debug, Clone)]
@@ -31,6 +31,9 @@ pub struct Changes {
     pub opset_from: i64,
     /// Operator set written.
     pub opset_to: i64,
+    /// Float types of the file, other than float32, that float32 copies were made of.
+    #[serde(default)]
+    pub widened: Vec<String>,
     /// BatchNormalization nodes folded into convolutions.
     pub folded_batch_norms: Vec<String>,
     /// Transposed convolutions that became 1x1 convolution and depth-to-space.
@@ -92,6 +95,7 @@ pub fn prepare(mut model: Model) -> Result<Prepared, OnnxError> {
     let opset_from = model.opset();
     model.sort_topologically()?;
     fold::constants(&mut model)?;
+    let widened = widen::to_f32(&mut model)?;
     opset::raise(&mut model, 17)?;
     let folded_batch_norms = fold::batch_norm(&mut model)?;
     let rewritten = deconvolution::rewrite(&mut model)?;
@@ -113,6 +117,7 @@ pub fn prepare(mut model: Model) -> Result<Prepared, OnnxError> {
     let changes = Changes {
         opset_from,
         opset_to: model.opset(),
+        widened,
         folded_batch_norms,
         rewritten_deconvolutions: rewritten.nodes,
         kept_deconvolutions: rewritten.kept,

@@ -9,6 +9,7 @@ use super::ranges::{ActivationType, Search};
 use super::reconstruct::Reconstruction;
 use super::reconstruct::sensitivity::SensitivitySettings;
 use crate::eval::AgreementOptions;
+use crate::yaml;
 
 /// The `format` this version reads.
 pub const FORMAT: u32 = 1;
@@ -407,11 +408,17 @@ pub const BUILT_IN: &str = include_str!("../../calibration/quick.yaml");
 impl Recipe {
     /// Reads and checks a recipe.
     pub fn load(path: &Path) -> Result<Self, RecipeError> {
-        let text = std::fs::read_to_string(path).map_err(|source| RecipeError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Self::parse(&text, path)
+        match yaml::read(path) {
+            Ok(text) => Self::parse(&text, path),
+            Err(yaml::ReadError::Io(source)) => Err(RecipeError::Read {
+                path: path.to_owned(),
+                source,
+            }),
+            Err(yaml::ReadError::NoText) => Err(RecipeError::Parse {
+                path: path.to_owned(),
+                message: "it is no text; a recipe is a YAML file, as in calibration/".into(),
+            }),
+        }
     }
 
     /// The recipe at a path, or [the built-in one](BUILT_IN).
@@ -424,10 +431,11 @@ impl Recipe {
 
     /// Parses the text of a recipe; `path` only names it in messages.
     pub fn parse(text: &str, path: &Path) -> Result<Self, RecipeError> {
-        let recipe: Recipe = serde_yaml::from_str(text).map_err(|e| RecipeError::Parse {
-            path: path.to_owned(),
-            message: e.to_string(),
-        })?;
+        let recipe: Recipe =
+            yaml::parse(text, path, FORMAT).map_err(|message| RecipeError::Parse {
+                path: path.to_owned(),
+                message,
+            })?;
         match recipe.problem() {
             None => Ok(recipe),
             Some((key, problem)) => Err(RecipeError::Invalid {
@@ -483,6 +491,15 @@ impl Recipe {
             if value == 0 {
                 return Some((key, "must be at least 1".into()));
             }
+        }
+        if f.min_calibration.saturating_add(f.min_held_out) > f.max {
+            return Some((
+                "frames.max",
+                format!(
+                    "{} frames can never be {} to calibrate and {} held out",
+                    f.max, f.min_calibration, f.min_held_out
+                ),
+            ));
         }
         if f.hold_out_every < 2 {
             return Some((
@@ -608,6 +625,12 @@ pub(crate) mod tests {
             ("iterations: 500", "iterations: 0", "iterations"),
             ("rate: 0.1", "rate: -0.1", "rate"),
             ("beta: [20.0", "beta: [0.5", "beta"),
+            ("beta: [20.0", "beta: [1.5", "beta"),
+            (
+                "gate:",
+                "gate:\n  pairing: { bands: [50.0, 30.0] }",
+                "rising",
+            ),
             ("drop: 0.5", "drop: 1.0", "drop"),
             ("warm_up: 0.2", "warm_up: .nan", "warm_up"),
             ("margin: 8", "margin: 32", "margin"),
@@ -655,6 +678,7 @@ pub(crate) mod tests {
             ("alpha: 0.01", "alpha: 0", "alpha"),
             ("format: 1", "format: 7", "format"),
             ("hold_out_every: 4", "hold_out_every: 1", "hold_out_every"),
+            ("min_held_out: ", "min_held_out: 99", "frames.max"),
             ("min_f1: 0.", "min_f1: 7.", "min_f1"),
         ] {
             assert!(QUICK.contains(from), "{from}");

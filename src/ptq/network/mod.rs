@@ -21,6 +21,22 @@ pub use value::{Value, Values};
 use crate::onnx::proto::NodeProto;
 use crate::onnx::{Model, OnnxError};
 
+/// Refuses a graph with a node that this module has no copy of.
+pub fn supported(model: &Model) -> Result<(), OnnxError> {
+    for node in &model.graph().node {
+        ops::supported(node).map_err(|problem| {
+            model.node_error(
+                node,
+                format!(
+                    "{problem}, which the recipe's section `reconstruction` needs; use a recipe without it, as \
+                     quick.yaml is"
+                ),
+            )
+        })?;
+    }
+    Ok(())
+}
+
 /// A node of the network.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -62,9 +78,7 @@ impl<B: Convolve> Network<B> {
             }
         }
         let protos = model.graph().node.clone();
-        for node in &protos {
-            ops::supported(node).map_err(|problem| model.node_error(node, problem))?;
-        }
+        supported(model)?;
         let nodes = protos
             .iter()
             .map(|n| Node {

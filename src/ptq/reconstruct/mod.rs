@@ -142,6 +142,13 @@ impl Reconstruction {
         if !self.beta.iter().all(|b| *b >= 1.0 && *b <= 100.0) {
             return Some(("reconstruction.beta", format!("{:?}; 1 to 100", self.beta)));
         }
+        if self.beta[0] < self.beta[1] {
+            // The penalty has to become stricter, not laxer.
+            return Some((
+                "reconstruction.beta",
+                format!("{:?}; from start to end it may not rise", self.beta),
+            ));
+        }
         if self.crops.size > 0 && self.crops.size <= 2 * self.crops.margin {
             return Some((
                 "reconstruction.crops.margin",

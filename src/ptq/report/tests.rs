@@ -111,6 +111,7 @@ pub(crate) fn sample() -> Report {
         changes: Changes {
             opset_from: 11,
             opset_to: 17,
+            widened: vec![],
             folded_batch_norms: vec![HOSTILE.into()],
             rewritten_deconvolutions: vec![],
             kept_deconvolutions: vec![(HOSTILE.into(), HOSTILE.into())],
