@@ -1335,10 +1335,7 @@ mod tests {
             let asked = folder.path().join("asked");
             let verdict =
                 format!("{{\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"lost cars\"]}}}}");
-            let script = format!(
-                "echo \"$@\" >'{}'\necho '{verdict}'\n",
-                asked.display()
-            );
+            let script = format!("echo \"$@\" >'{}'\necho '{verdict}'\n", asked.display());
             quantizer(folder.path(), &script);
         };
         let node = demo_with(folder.path(), 24, "exit 1").await;
