@@ -8,20 +8,29 @@ SHELL := /bin/bash
 
 # Where `make install` puts the ROS 2 package, and where cargo builds.
 PREFIX ?= $(CURDIR)/install
-TARGET_DIR := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Not abspath, which takes a path with a space for two.
+TARGET_DIR := $(shell realpath -m -- "$${CARGO_TARGET_DIR:-target}")
 FEATURES := --features ros2
 # For example: make test PYTEST_ARGS='-k packaging -x'
 PYTEST_ARGS ?=
 # For example: make demo DEMO_ARGS='--frames 50'
 DEMO_ARGS ?=
 
-ENV := source build/env.sh
+# How often test-repeated runs the tests.
+N ?= 10
+# For example: make test-repeated REPEAT_ARGS=--odd
+REPEAT_ARGS ?=
 
-.PHONY: help setup build install demo lint test test-rust test-python clean distclean
+ENV := source build/env.sh
+# What the caller's shell holds decides no test.
+CLEAN := "$$CENTERPOINT_PTQ_PYTHON" scripts/surroundings.py
+
+.PHONY: help setup build install demo lint test test-rust test-python test-repeated clean distclean
 
 help:
 	@echo 'make demo      set up, build, and run the main job on a ROS 2 graph'
 	@echo 'make test      set up, build, lint, and run the Rust and Python tests'
+	@echo 'make test-repeated   make test N=10 times, every second time beside other work'
 	@echo 'make build     the programs, in target/release'
 	@echo 'make install   the ROS 2 package, in install/ (or PREFIX=...)'
 	@echo 'make lint      formatting and clippy'
@@ -54,18 +63,21 @@ test: lint test-rust test-python
 
 test-rust: setup
 	@$(ENV) && if command -v cargo-nextest >/dev/null; then \
-	    cargo nextest run --release --locked $(FEATURES) --no-fail-fast && \
-	    cargo test --release --locked $(FEATURES) --doc; \
+	    $(CLEAN) cargo nextest run --release --locked $(FEATURES) --no-fail-fast && \
+	    $(CLEAN) cargo test --release --locked $(FEATURES) --doc; \
 	else \
-	    cargo test --release --locked $(FEATURES) --no-fail-fast; \
+	    $(CLEAN) cargo test --release --locked $(FEATURES) --no-fail-fast; \
 	fi
 
 test-python: install
-	@$(ENV) && "$$CENTERPOINT_PTQ_PYTHON" -m pytest -o cache_dir=build/pytest_cache tests $(PYTEST_ARGS)
+	@$(ENV) && $(CLEAN) "$$CENTERPOINT_PTQ_PYTHON" -m pytest tests $(PYTEST_ARGS)
+
+test-repeated: setup
+	@$(ENV) && "$$CENTERPOINT_PTQ_PYTHON" scripts/repeat_tests.py --times $(N) $(REPEAT_ARGS) -- $(MAKE) test
 
 clean:
 	cargo clean
-	rm -rf build/package build/ros_home build/pytest_cache '$(CURDIR)/install'
+	rm -rf build/package build/ros_home build/pytest_cache build/test-repeated '$(CURDIR)/install'
 
 distclean: clean
 	rm -rf build/ros2 build/env.sh

@@ -26,7 +26,7 @@ class Store:
         return list(map(str, [self.program, "models", "--store", self.folder, *arguments]))
 
     def run(self, *arguments, code=0) -> str:
-        result = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=60)
+        result = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=600)
         assert result.returncode == code, f"{arguments}: {result.stdout}{result.stderr}"
         return result.stdout + result.stderr
 
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_store_as_it_was(store, variants):
     before = store.state()
     # Every file ends at 64 kB, with an error instead of a signal: as on a disk without room.
     limited = ["bash", "-c", "trap '' XFSZ; ulimit -f 64; exec \"$@\"", "bash", *store.command("add", second)]
-    result = subprocess.run(limited, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(limited, capture_output=True, text=True, timeout=600)
     assert result.returncode == 1 and "cannot copy" in result.stderr and str(second) in result.stderr, result.stderr
     assert store.state() == before
     assert not list((store.folder / "incoming").iterdir())
@@ -143,7 +143,7 @@ def test_many_processes_change_one_store_at_once(store, variants):
         subprocess.Popen(store.command("add", folder), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for folder in folders * 3
     ]
-    ends = [(p.communicate(timeout=60), p.returncode) for p in running]
+    ends = [(p.communicate(timeout=600), p.returncode) for p in running]
     assert all(code == 0 for _, code in ends), ends
     ids = store.ids()
     assert len(ids) == 3 and not list((store.folder / "incoming").iterdir())
@@ -152,7 +152,7 @@ def test_many_processes_change_one_store_at_once(store, variants):
         subprocess.Popen(store.command("activate", ids[i % 3], "--node", node), stderr=subprocess.PIPE, text=True)
         for i, node in enumerate(nodes)
     ]
-    assert all(p.wait(60) == 0 for p in running)
+    assert all(p.wait(600) == 0 for p in running)
     chosen = store.state()["nodes"]
     assert {name: chosen[name]["runs"] for name in chosen} == {f"node_{i}": ids[i % 3] for i in range(9)}
 
@@ -162,9 +162,12 @@ def test_a_store_is_whole_after_kills_at_any_moment(store, variants):
     that was made."""
     folders = variants(4)
     chance = random.Random(7)
-    begin = time.monotonic()
-    store.run("add", folders[0])
-    whole = time.monotonic() - begin
+    # What adding takes: a kill comes within that, wherever the machine is at.
+    whole = 600.0
+    for folder in folders[:3]:
+        begin = time.monotonic()
+        store.run("add", folder)
+        whole = min(whole, time.monotonic() - begin)
     store.run("activate", store.ids()[0], "--node", NODE)
     killed = 0
     while killed < KILLS:

@@ -98,7 +98,7 @@ mod tests {
     use std::sync::Arc;
 
     const SHORT: Duration = Duration::from_millis(5);
-    const LONG: Duration = Duration::from_secs(20);
+    const LONG: Duration = Duration::from_secs(120);
 
     #[test]
     fn the_reader_gets_the_newest_value_and_the_writer_the_displaced_one() {

@@ -922,7 +922,8 @@ pub(crate) mod tests {
     use std::error::Error;
     use std::sync::atomic::AtomicU64;
 
-    const PATIENCE: Duration = Duration::from_secs(20);
+    /// Longest wait for what must happen: it ends a hang, a busy machine needs little of it.
+    const PATIENCE: Duration = Duration::from_secs(120);
     const MODEL_FRAME: &str = "base_link";
 
     type Detected = Result<Vec<Detection>, String>;
@@ -1078,9 +1079,12 @@ pub(crate) mod tests {
             std::thread::sleep(Duration::from_millis(30));
             Ok(Vec::new())
         }));
+        // By twos: however late this thread wakes up, one of them has to go.
         for stamp in 1..=50 {
             pipeline.push_cloud(test_cloud(stamp, MODEL_FRAME, 3));
-            tokio::time::sleep(Duration::from_millis(3)).await;
+            if stamp % 2 == 0 {
+                tokio::time::sleep(Duration::from_millis(6)).await;
+            }
         }
         let counters = settled(&pipeline).await;
         let superseded = counters.dropped(Drop::Superseded);
@@ -1235,8 +1239,9 @@ pub(crate) mod tests {
         assert!(pipeline.stop(PATIENCE));
     }
 
-    #[tokio::test]
-    async fn a_cloud_waits_for_the_transform_of_its_stamp() {
+    /// Whether clouds whose transforms come 40 ms after them come out. They must, unless this thread sleeps longer than a
+    /// cloud waits.
+    async fn late_transforms_do() -> bool {
         // First none is there at all, then one of long ago, as after a gap in a recording.
         let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
         for (ms, x) in [(1_000, 3.0), (1_100, 4.0), (60_000, 5.0)] {
@@ -1244,28 +1249,52 @@ pub(crate) mod tests {
             tokio::time::sleep(Duration::from_millis(40)).await;
             assert!(outputs.try_recv().is_err());
             pipeline.push_transforms(arm_at(ms, x), false);
+            if settled(&pipeline).await.dropped(Drop::NoTransform) > 0 {
+                return false;
+            }
             assert_eq!(next(&mut outputs).await.header.frame_id, "arm");
-            settled(&pipeline).await;
             let newest = pipeline.buffer().recent().remove(0);
             assert_eq!(f64::from(newest.points.0[0].x), x);
         }
-        assert_eq!(settled(&pipeline).await.dropped_total(), 0);
+        settled(&pipeline).await.dropped_total() == 0
     }
 
     #[tokio::test]
-    async fn transforms_that_never_come_do_not_hold_up_every_cloud() {
+    async fn a_cloud_waits_for_the_transform_of_its_stamp() {
+        // A busy machine may be late once, and more than once; without the wait none would come out.
+        for _ in 0..50 {
+            if late_transforms_do().await {
+                return;
+            }
+        }
+        panic!("no cloud waits");
+    }
+
+    #[tokio::test]
+    async fn clouds_whose_transforms_never_come_are_all_dropped() {
         let (pipeline, _outputs) = start(engine("f", Precision::Float, quiet));
-        let mut waits = Vec::new();
         for stamp in 1..=12 {
-            let begin = Instant::now();
             pipeline.push_cloud(test_cloud(stamp, "arm", 3));
             settled(&pipeline).await;
-            waits.push(begin.elapsed());
         }
-        let waited = waits.iter().filter(|w| **w >= TRANSFORM_PATIENCE).count();
-        assert!(waited <= TRANSFORM_TRIES as usize + 1, "{waits:?}");
         let counters = pipeline.statistics().counters;
         assert_eq!(counters.dropped(Drop::NoTransform), 12);
+    }
+
+    #[test]
+    fn transforms_that_never_come_do_not_hold_up_every_cloud() {
+        let mut waits = Waits::default();
+        for _ in 0..TRANSFORM_TRIES {
+            assert!(waits.may_wait());
+            waits.ended(false);
+        }
+        // However long ago that is on a busy machine.
+        waits.last = Some(Instant::now() + TRANSFORM_RETRY);
+        assert!(!waits.may_wait());
+        waits.last = Instant::now().checked_sub(2 * TRANSFORM_RETRY);
+        assert!(waits.may_wait(), "now and then one tries");
+        waits.ended(true);
+        assert!(waits.may_wait());
     }
 
     #[tokio::test]

@@ -946,7 +946,11 @@ fn said(pick: &Pick) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::calibration::store::Limits;
+    use crate::node::calibrator::tests::quantizer;
     use std::path::Path;
+
+    /// Longest wait for what must happen: it ends a hang, a busy machine needs little of it.
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     /// A supervisor over a float engine that detects nothing, with a shell script as the
     /// quantization, after `frames` clouds.
@@ -963,11 +967,8 @@ mod tests {
         script: &str,
     ) -> Arc<Supervisor> {
         use crate::node::pipeline::tests::{start_with, test_cloud};
-        use std::os::unix::fs::PermissionsExt;
 
-        let executable = folder.join("quantizer");
-        std::fs::write(&executable, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&executable, PermissionsExt::from_mode(0o755)).unwrap();
+        let executable = quantizer(folder, script);
         let (pipeline, mut outputs) = start_with(float, &folder.join("buffer"));
         for stamp in 1..=frames {
             pipeline.push_cloud(test_cloud(stamp * 1_000_000_000, "base_link", 2));
@@ -999,7 +1000,7 @@ mod tests {
     async fn finished(supervisor: &Supervisor) -> Last {
         let mut work = supervisor.work();
         let done = work.wait_for(|work| work.calibrating.is_none() && work.last.is_some());
-        let done = tokio::time::timeout(Duration::from_secs(20), done);
+        let done = tokio::time::timeout(PATIENCE, done);
         done.await.unwrap().unwrap().last.clone().unwrap()
     }
 
@@ -1015,7 +1016,7 @@ mod tests {
         let file = folder.join("made.json");
         std::fs::write(&file, serde_json::to_string(&report).unwrap()).unwrap();
         format!(
-            "{OUT}mkdir $out; echo x >$out/model.yaml; cp '{}' $out/report.json; echo '{{\"event\":\"done\",\
+            "{OUT}mkdir \"$out\"; echo x >\"$out/model.yaml\"; cp '{}' \"$out/report.json\"; echo '{{\"event\":\"done\",\
              \"out\":\"o\",\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"{reason}\"]}}}}'",
             file.display()
         )
@@ -1119,8 +1120,8 @@ mod tests {
         let supervisor = supervisor(folder.path(), 4, "exec sleep 600").await;
         supervisor.calibrate(Order::default()).await.unwrap();
         let begin = Instant::now();
-        supervisor.shut_down(Duration::from_secs(10)).await;
-        assert!(begin.elapsed() < Duration::from_secs(5));
+        supervisor.shut_down(PATIENCE).await;
+        assert!(begin.elapsed() < PATIENCE / 2);
         assert_eq!(
             supervisor.calibrate(Order::default()).await,
             Err(Refusal::Stopping)
@@ -1246,8 +1247,7 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        let limit = Duration::from_secs(20);
-        let (reason, runs) = tokio::time::timeout(limit, given_up).await.unwrap();
+        let (reason, runs) = tokio::time::timeout(PATIENCE, given_up).await.unwrap();
         assert!(reason.contains("broken") && runs.is_none(), "{reason}");
         watcher.abort();
     }
@@ -1337,14 +1337,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let judge = |accepted: bool| {
             let asked = folder.path().join("asked");
-            let program = folder.path().join("quantizer");
             let verdict =
                 format!("{{\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"lost cars\"]}}}}");
-            let script = format!(
-                "#!/bin/sh\necho \"$@\" >{}\necho '{verdict}'\n",
-                asked.display()
-            );
-            std::fs::write(program, script).unwrap();
+            let script = format!("echo \"$@\" >'{}'\necho '{verdict}'\n", asked.display());
+            quantizer(folder.path(), &script);
         };
         let node = demo_with(folder.path(), 24, "exit 1").await;
         let recipe = folder.path().join("recipe.yaml");
@@ -1391,11 +1387,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 0);
 
         // One that this node made was judged when it was made; a tool that cannot judge is no verdict.
-        std::fs::write(
-            folder.path().join("quantizer"),
-            "#!/bin/sh\necho no such bag >&2; exit 1\n",
-        )
-        .unwrap();
+        quantizer(folder.path(), "echo no such bag >&2; exit 1");
         let refusal = node.load_model(name()).await.unwrap_err().to_string();
         assert!(refusal.contains("no such bag"), "{refusal}");
         let own = folder.path().join("store/incoming/own");
@@ -1449,7 +1441,7 @@ mod tests {
     async fn a_calibration_from_a_recording_needs_no_frames_in_the_buffer() {
         let folder = tempfile::tempdir().unwrap();
         let script = format!(
-            "echo \"$@\" >{}; {}",
+            "echo \"$@\" >'{}'; {}",
             folder.path().join("arguments").display(),
             done(folder.path(), false, "lost cars")
         );
@@ -1503,7 +1495,7 @@ mod tests {
     async fn a_model_from_a_recording_is_checked_on_what_the_node_saw_itself() {
         let folder = tempfile::tempdir().unwrap();
         let script = format!(
-            "echo \"$@\" >{}; {}",
+            "echo \"$@\" >'{}'; {}",
             folder.path().join("arguments").display(),
             done(folder.path(), false, "lost cars")
         );

@@ -4,10 +4,8 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
-import graph
 import pytest
 import yaml
 from live import AT_ONCE, FRAMES, IMPOSSIBLE, LENIENT, Live, wait_gone

@@ -201,7 +201,7 @@ def test_a_recording_of_no_use_fails_the_calibration_with_the_numbers(
 ):
     drive = tmp_path / "drive"
     command = [program, "simulate", "--sensor", "vlp16", "--frames", frames, "--seed", 3, "--out", drive]
-    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=120)
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, timeout=600)
     observer = ros.observer()
     node = ros.node(eager_model, {"input.sensor_pose": pose} if pose else None)
     observer.wait_ready(node)

@@ -23,7 +23,7 @@ def bag(tmp_path_factory):
     subprocess.run(
         [tool, "simulate", "--sensor", "vlp16", "--frames", "8", "--seed", "3", "--out", path],
         check=True,
-        timeout=120,
+        timeout=600,
         capture_output=True,
     )
     return path
@@ -177,7 +177,7 @@ def test_a_replayed_bag_gives_the_boxes_of_the_offline_tool(ros, bag, stamps, ea
         [graph.program("centerpoint_ptq"), "detect", "--model", eager_model, "--bag", bag]
         + ["--out", offline],
         check=True,
-        timeout=120,
+        timeout=600,
         env=os.environ,
         capture_output=True,
     )

@@ -182,5 +182,5 @@ def test_a_signal_ends_the_node_cleanly_and_at_once(ros, eager_model, number):
 
 def test_help_of_the_tool_lists_the_player(ros):
     tool = graph.program("centerpoint_ptq")
-    said = subprocess.run([tool, "--help"], capture_output=True, text=True, env=os.environ, timeout=20)
+    said = subprocess.run([tool, "--help"], capture_output=True, text=True, env=os.environ, timeout=600)
     assert "play" in said.stdout

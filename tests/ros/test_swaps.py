@@ -26,7 +26,7 @@ def int8_store(ros, program, variants) -> Path:
 
     def models(*arguments) -> str:
         command = [program, "models", "--store", store, *arguments]
-        return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=60).stdout
+        return subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True, timeout=600).stdout
 
     models("add", made)
     (model,) = json.loads(models("list", "--json"))["models"]
@@ -120,7 +120,7 @@ def test_nodes_and_quantizations_killed_at_random_leave_a_store_and_a_buffer_tha
             node.kill()
             node = None
         listed = subprocess.run([program, "models", "--store", int8_store, "list", "--check", "--json"],
-                                capture_output=True, text=True, timeout=60)  # fmt: skip
+                                capture_output=True, text=True, timeout=600)  # fmt: skip
         assert listed.returncode == 0, listed.stdout + listed.stderr
         frames = len(list((ros.folder / "buffer" / "frames").glob("*.mcap")))
         assert frames >= 8 and not list((ros.folder / "buffer" / "frames").glob("*.damaged"))
