@@ -15,6 +15,7 @@ pub mod render;
 pub mod report;
 pub mod select;
 pub mod simulate;
+mod sweeps;
 
 use clap::{Parser, Subcommand};
 

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::REFUSED;
 use super::input::InputArgs;
+use super::sweeps::{SweepArgs, Sweeps};
 use crate::bag::Reader;
 use crate::calibration::Policy;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
@@ -27,7 +28,7 @@ use crate::ptq::frames::{Role, Sample};
 use crate::ptq::progress::{Progress, Silent, Stage, Step};
 use crate::ptq::recipe::{FrameSettings, Recipe, Target};
 use crate::ptq::report::Report;
-use crate::ptq::{PtqError, quantize};
+use crate::ptq::{PtqError, Source, Told, quantize_from};
 
 /// Exit code after SIGINT or SIGTERM.
 const CANCELLED: i32 = 130;
@@ -70,6 +71,8 @@ pub struct Args {
     progress: ProgressKind,
     #[command(flatten)]
     input: InputArgs,
+    #[command(flatten)]
+    sweeps: SweepArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -112,7 +115,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                     let out = args.out.display().to_string();
                     json!({"event": "done", "out": out, "verdict": verdict}).to_string() + "\n"
                 }
-                _ => format!("{}wrote {}\n", report.summary(), args.out.display()),
+                // What was judged and what was not is the last word.
+                _ => format!(
+                    "{}\n{}wrote {}\n",
+                    report.summary(),
+                    verdict.text(),
+                    args.out.display()
+                ),
             };
             // The model is there; a reader that has gone away is no reason to fail.
             let _ = std::io::stdout().write_all(text.as_bytes());
@@ -143,7 +152,12 @@ type Samples = Box<dyn Iterator<Item = Result<Sample, FrameError>>>;
 /// At most about `max` frames of a bag, spread over it.
 ///
 /// In the bag of a node's calibration buffer, the frames that check the calibration have a topic of their own.
-fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, FrameError> {
+fn samples(
+    bag: &Path,
+    input: &InputOptions,
+    max: usize,
+    sweeps: &Sweeps,
+) -> Result<Samples, FrameError> {
     let reader = Reader::open(bag)?;
     let has = |name: &str| reader.topics().iter().any(|topic| topic.name == name);
     let roles = [
@@ -155,7 +169,7 @@ fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, Fram
         // A bag that does not say how much it holds is read from its start.
         let stride = frames.len_hint().map_or(1, |n| (n / max).max(1));
         return Ok(Box::new(
-            frames.step_by(stride).map(|frame| frame.map(Sample::from)),
+            (sweeps.of(frames).step_by(stride)).map(|frame| frame.map(Sample::from)),
         ));
     }
     let mut all: Samples = Box::new(std::iter::empty());
@@ -168,7 +182,7 @@ fn samples(bag: &Path, input: &InputOptions, max: usize) -> Result<Samples, Fram
             topic: Some(topic.into()),
             ..input.clone()
         };
-        let frames = Frames::open(bag, &input)?.step_by(stride);
+        let frames = sweeps.of(Frames::open(bag, &input)?).step_by(stride);
         all =
             Box::new(all.chain(
                 frames.map(move |frame| frame.map(|frame| in_role(Sample::from(frame), role))),
@@ -186,13 +200,16 @@ fn samples_and_check(
     model: &ModelDescription,
     frames: &FrameSettings,
     left_out: Rc<Cell<usize>>,
-) -> anyhow::Result<Samples> {
+) -> anyhow::Result<(Samples, Vec<Sweeps>)> {
     let unreadable = |bag: &Path| format!("cannot read clouds from {}", bag.display());
     let input = args.input.options(model);
+    let sweeps = Sweeps::new(args.sweeps, model, &args.bag);
     let Some(buffer) = &args.check_buffer else {
-        let all = samples(&args.bag, &input, frames.max);
-        return all.with_context(|| unreadable(&args.bag));
+        let all = samples(&args.bag, &input, frames.max, &sweeps);
+        let all = all.with_context(|| unreadable(&args.bag))?;
+        return Ok((all, vec![sweeps]));
     };
+    let sweeps_to_check = Sweeps::new(args.sweeps, model, buffer);
     let held_out = (frames.max / frames.hold_out_every).max(frames.min_held_out);
     let held_out_topic = args.input.buffered(model, HELD_OUT_TOPIC);
     let check = || Frames::open(buffer, &held_out_topic).with_context(|| unreadable(buffer));
@@ -201,7 +218,8 @@ fn samples_and_check(
         stamps.push(frame.with_context(|| unreadable(buffer))?.stamp);
     }
     let stride = stamps.len().div_ceil(held_out).max(1);
-    let check = check()?
+    let check = sweeps_to_check
+        .of(check()?)
         .step_by(stride)
         .map(|frame| frame.map(|frame| in_role(Sample::from(frame), Role::HeldOut)));
 
@@ -213,7 +231,7 @@ fn samples_and_check(
                 .iter()
                 .any(|stamp| sample.stamp.seconds_since(*stamp).abs() < gap)
     };
-    let calibration = samples(&args.bag, &input, to_calibrate)
+    let calibration = samples(&args.bag, &input, to_calibrate, &sweeps)
         .with_context(|| unreadable(&args.bag))?
         .filter(move |sample| {
             let leave = sample.as_ref().is_ok_and(&neighbour);
@@ -222,7 +240,8 @@ fn samples_and_check(
         })
         .take(to_calibrate)
         .map(|sample| sample.map(|sample| in_role(sample, Role::Calibration)));
-    Ok(Box::new(calibration.chain(check)))
+    let all: Samples = Box::new(calibration.chain(check));
+    Ok((all, vec![sweeps, sweeps_to_check]))
 }
 
 fn in_role(sample: Sample, role: Role) -> Sample {
@@ -241,8 +260,21 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         recipe.threads = threads;
     }
     let model = ModelDescription::load(&args.model)?;
+    recipe.suits(&model.classes)?;
     let left_out = Rc::default();
-    let frames = samples_and_check(args, &model, &recipe.frames, Rc::clone(&left_out))?;
+    let (frames, sweeps) = samples_and_check(args, &model, &recipe.frames, Rc::clone(&left_out))?;
+    let told = || {
+        let mut told = Told::default();
+        for of_bag in &sweeps {
+            let check = of_bag.check();
+            check.map_err(|error| PtqError::Input(error.to_string()))?;
+            for (sweeps, frames) in of_bag.left_out() {
+                *told.left_out.entry(sweeps).or_default() += frames;
+            }
+        }
+        Ok(told)
+    };
+    let source = Source { frames, told };
     let out = &args.out;
     let mut bar;
     let mut lines;
@@ -264,13 +296,22 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<Report> {
         }
         _ => &mut silent,
     };
-    let made = quantize(&model, frames, &recipe, args.target, out, progress);
-    made.map_err(|error| match (&error, left_out.get()) {
-        (PtqError::TooFewFrames { .. }, count @ 1..) => anyhow::Error::new(error).context(format!(
-            "{count} frames were left out, since they are frames that the buffer holds out, or within {} s of one",
-            Policy::default().gap_s
-        )),
-        _ => error.into(),
+    let made = quantize_from(&model, source, &recipe, args.target, out, progress);
+    made.map_err(|error| {
+        if !matches!(error, PtqError::TooFewFrames { .. }) {
+            return error.into();
+        }
+        let mut reasons: Vec<String> = sweeps.iter().filter_map(Sweeps::told).collect();
+        if let count @ 1.. = left_out.get() {
+            reasons.push(format!(
+                "{count} frames were left out, since they are frames that the buffer holds out, or within {} s of one",
+                Policy::default().gap_s
+            ));
+        }
+        match reasons.is_empty() {
+            true => error.into(),
+            false => anyhow::Error::new(error).context(reasons.join("; ")),
+        }
     })
 }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 
 use super::detect::RuntimeArgs;
 use super::input::FrameArgs;
+use super::sweeps::{SweepArgs, Sweeps};
 use crate::calibration::selection::Choice;
 use crate::calibration::{CalibrationBuffer, Policy};
 use crate::detector::{Detector, ModelDescription};
@@ -20,6 +21,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     frames: FrameArgs,
+    #[command(flatten)]
+    sweeps: SweepArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
     /// rosbag2 folder to write; must not exist
@@ -59,6 +62,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         .prefix(".select-")
         .tempdir_in(&parent)
         .with_context(context)?;
+    let model = ModelDescription::load(&args.model)?;
     let policy = Policy {
         choice: args.choice,
         max_frames: args.max_frames as usize,
@@ -67,14 +71,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         per_place: args.per_place,
         gap_s: args.gap,
         max_age_s: 0.0,
+        sweeps: model.points.sweeps,
     };
-    let model = ModelDescription::load(&args.model)?;
     let mut detector = Detector::load(&model, &args.runtime.options())?;
     let buffer = CalibrationBuffer::open(folder.path(), policy).with_context(context)?;
     let bar = indicatif::ProgressBar::new_spinner().with_style(
         indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?,
     );
-    for frame in args.frames.open(&model)? {
+    let sweeps = Sweeps::new(args.sweeps, &model, &args.frames.bag);
+    for frame in sweeps.of(args.frames.open(&model)?) {
         let frame = Arc::new(frame?);
         bar.inc(1);
         if !buffer.is_due(frame.stamp) {
@@ -90,6 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
+    sweeps.check()?;
     let snapshot = buffer.snapshot()?;
     let fill = buffer.fill();
     ensure!(
@@ -106,6 +112,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bar.position(),
         fill.diversity.unwrap_or(0.0)
     );
+    if let Some(told) = sweeps.told() {
+        println!("  {told}");
+    }
+    if fill.few_sweeps > 0 {
+        println!(
+            "  {} of the frames have fewer sweeps than the {} that the model wants",
+            fill.few_sweeps, model.points.sweeps
+        );
+    }
     let objects = model.classes.iter().zip(&fill.objects);
     for (class, count) in objects {
         println!("  {class:<12} {count:>6} detected");

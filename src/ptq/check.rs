@@ -483,7 +483,7 @@ impl Bounds {
     }
 
     /// The same, however few boxes there are.
-    fn broken(&self, cell: &AgreementCell) -> Vec<Breach> {
+    pub fn broken(&self, cell: &AgreementCell) -> Vec<Breach> {
         // Errors of pairs that are no numbers at all are as large as can be.
         let mean = |spread: Option<Spread>| match spread {
             Some(spread) => spread.mean,

@@ -3,6 +3,7 @@
 use r2r::diagnostic_msgs::msg::{DiagnosticArray, DiagnosticStatus, KeyValue};
 
 use crate::calibration::buffer::Fill;
+use crate::detector::Precision;
 use crate::node::latency::Summary;
 use crate::node::pipeline::{Active, Counters, Drop, Statistics};
 use crate::node::settings::Settings;
@@ -198,6 +199,10 @@ impl Diagnostics {
             if let Some(f1) = shadow.f1 {
                 task.value("shadow_f1", format!("{f1:.3}"));
             }
+            if let Some(boxes) = shadow.boxes {
+                // None: the window is full, and there was nothing to judge by.
+                task.value("shadow_boxes", boxes);
+            }
         }
         task.latency("processing", statistics.processing);
         task.latency("inference_float", statistics.inference_float);
@@ -220,11 +225,24 @@ fn calibration(active: &Active, work: &Work, settings: &Settings, fill: &Fill) -
     } else if let Some(last) = &work.last {
         let reasons = last.reasons.join("; ");
         match last.outcome {
-            Outcome::Swapped => task.message = "INT8 model made and swapped in".into(),
+            Outcome::Swapped => {
+                let notes = last.notes.iter().map(|note| format!("; {note}"));
+                task.message = format!(
+                    "INT8 model made and swapped in{}",
+                    notes.collect::<String>()
+                );
+            }
             Outcome::Cancelled => task.message = "last calibration cancelled".into(),
             Outcome::Refused => task.warn(format!("INT8 model refused: {reasons}")),
             Outcome::Failed => task.warn(format!("last calibration failed: {reasons}")),
         }
+    }
+    if let Some(judgement) = &work.judgement
+        && judgement.frames == 0
+        && work.calibrating.is_none()
+        && active.model.precision == Precision::Int8
+    {
+        task.message = format!("{} runs: {}", judgement.stored_id, judgement.text);
     }
     if let Some(problem) = &fill.problem {
         task.warn(format!("calibration buffer: {problem}"));
@@ -247,6 +265,7 @@ fn calibration(active: &Active, work: &Work, settings: &Settings, fill: &Fill) -
     task.value("state", state);
     task.value("buffer_frames", fill.frames());
     task.value("buffer_held_out_frames", fill.held_out);
+    task.value("buffer_frames_few_sweeps", fill.few_sweeps);
     task.value("buffer_max_frames", settings.calibration_max_frames);
     task.value("buffer_min_frames", settings.calibration_min_frames);
     task.value("buffer_mb", format!("{:.1}", fill.bytes as f64 / 1e6));
@@ -260,6 +279,16 @@ fn calibration(active: &Active, work: &Work, settings: &Settings, fill: &Fill) -
     }
     if let Some(int8) = &active.int8 {
         task.value("int8_model_id", &int8.id);
+    }
+    if let Some(judgement) = &work.judgement {
+        task.value("judged_on_own_frames", judgement.frames);
+        task.value("judgement", &judgement.text);
+    }
+    if let Some(verdict) = work.last.as_ref().and_then(|last| last.verdict.as_ref()) {
+        task.value("verdict", verdict.headline());
+        for remark in &verdict.remarks {
+            task.value("verdict_remark", remark);
+        }
     }
     if let Some(report) = work.last.as_ref().and_then(|last| last.report.as_ref()) {
         task.value("report", report.display());
