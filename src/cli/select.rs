@@ -109,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         out.display(),
         snapshot.calibration,
         snapshot.held_out,
-        bar.position(),
+        bar.position() + sweeps.left_out().values().sum::<usize>() as u64,
         fill.diversity.unwrap_or(0.0)
     );
     if let Some(told) = sweeps.told() {

@@ -1543,7 +1543,7 @@ mod tests {
         // A recipe that insists is heard.
         std::fs::write(
             &recipe,
-            text.replacen("gate:", "gate:\n  must_judge: [CAR]", 1),
+            text.replacen("must_judge: []", "must_judge: [CAR]", 1),
         )
         .unwrap();
         let refusal = node.load_model(name()).await.unwrap_err();
@@ -1555,7 +1555,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let node = supervisor(folder.path(), 4, "exit 1").await;
         let recipe = folder.path().join("recipe.yaml");
-        let text = BUILT_IN.replacen("gate:", "gate:\n  must_judge: [TRAM]", 1);
+        let text = BUILT_IN.replacen("must_judge: []", "must_judge: [TRAM]", 1);
         std::fs::write(&recipe, text).unwrap();
         let order = Order {
             recipe: Some(recipe),
