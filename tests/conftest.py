@@ -52,6 +52,32 @@ def quantized(program, bag, tmp_path_factory):
 
 
 @pytest.fixture
+def without_tf(tmp_path):
+    """A copy of a bag without any tf."""
+    from mcap.reader import make_reader
+    from mcap.writer import Writer
+
+    def make(bag: Path) -> Path:
+        out = tmp_path / "without_tf.mcap"
+        (source,) = bag.glob("*.mcap")
+        with source.open("rb") as read, out.open("wb") as write:
+            writer = Writer(write)
+            writer.start(profile="ros2", library="test")
+            channels = {}
+            for schema, channel, message in make_reader(read).iter_messages():
+                if channel.topic.startswith("/tf"):
+                    continue
+                if channel.topic not in channels:
+                    of = writer.register_schema(schema.name, schema.encoding, schema.data)
+                    channels[channel.topic] = writer.register_channel(channel.topic, channel.message_encoding, of)
+                writer.add_message(channels[channel.topic], message.log_time, message.data, message.publish_time)
+            writer.finish()
+        return out
+
+    return make
+
+
+@pytest.fixture
 def variants(quantized, tmp_path):
     """Folders of models with the same layers and other descriptions, so other content, all of them accepted."""
     made, _, _ = quantized

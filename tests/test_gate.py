@@ -82,6 +82,35 @@ def replace(tensor: onnx.TensorProto, values) -> None:
 def test_a_good_model_passes(judge, quantized):
     code, verdict = judge(quantized[0])
     assert (code, verdict["accepted"]) == (0, True), verdict
+    judged = {e["class"]: e for e in verdict["judged"] if "band" not in e}
+    assert judged["CAR"]["float_boxes"] >= 50 and judged["CAR"]["needed"] == 50
+    for entry in verdict["not_judged"]:
+        assert max(entry["float_boxes"], entry["int8_boxes"]) < entry["needed"], entry
+
+
+def test_a_class_that_must_be_judged_and_cannot_be_is_a_refusal(program, other_drive, quantized, tmp_path):
+    recipe = yaml.safe_load(RECIPE.read_text())
+
+    def run(**gate):
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump(recipe | {"gate": recipe["gate"] | gate}))
+        command = [program, "evaluate", "--model", MODEL, "--model2", quantized[0], "--bag", other_drive]
+        command += ["--limit", "8", "--gate", file]
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+
+    # No class has as many boxes, but cars need fewer.
+    many = {"min_boxes": 100_000, "must_judge": ["PEDESTRIAN"], "bands": None}
+    result = run(**many)
+    assert result.returncode == REFUSED, result.stderr
+    assert "REFUSED; nothing was judged; not judged for lack of boxes: CAR (" in result.stdout
+    assert "PEDESTRIAN: the recipe wants it judged (gate.must_judge)" in result.stdout
+    lenient = {"min_f1": 0.0, "max_missed": 1.0, "max_extra": 1.0, "bands": None}
+    lenient |= {"max_centre_error": 100.0, "max_yaw_error": 100.0, "max_size_error": 100.0}
+    result = run(**lenient, min_boxes=1, must_judge=["car"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "ACCEPTED; judged CAR (" in result.stdout
+    result = run(must_judge=["TRAM"])
+    assert result.returncode == 1 and "TRAM" in result.stderr and "PEDESTRIAN" in result.stderr
 
 
 def test_a_layer_whose_step_is_off_by_four_is_refused(judge, broken):

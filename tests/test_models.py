@@ -112,6 +112,29 @@ def test_two_models_are_compared_with_what_differs_in_their_recipes(store, varia
     assert "other frames" not in text and "different frames" not in text
 
 
+def test_what_the_gate_judged_and_what_not_is_listed_and_compared(store, variants):
+    for folder in variants(2):
+        store.run("add", folder)
+    for model in store.state()["models"]:
+        classes = [e["class"] for e in model["judged"] + model["not_judged"] if "band" not in e]
+        assert sorted(classes) == ["BICYCLE", "BUS", "CAR", "PEDESTRIAN", "TRUCK"]
+        record = store.folder / "models" / model["id"] / "version.json"
+        listed = store.run("list")
+        for entry in model["judged"] + model["not_judged"]:
+            if "band" not in entry:
+                assert f"{entry['class']} ({max(entry['float_boxes'], entry['int8_boxes'])})" in listed
+    compared = store.run("compare", *store.ids())
+    assert "judged on CAR" in compared and "judged on BUS" in compared
+    if any("band" not in e for e in model["not_judged"]):
+        assert "NOT, " in compared
+    # A record of an older version does not say.
+    old = json.loads(record.read_text())
+    for key in ("judged", "not_judged", "remarks"):
+        del old[key]
+    record.write_text(json.dumps(old))
+    assert "?" in store.run("list")
+
+
 def test_a_store_that_cannot_be_written_can_be_read(store, variants):
     first, second = variants(2)
     store.run("add", first)

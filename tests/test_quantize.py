@@ -163,8 +163,12 @@ def test_progress_never_falls_and_the_last_line_is_the_verdict(quantized):
 def test_the_report_holds_what_a_reader_needs(quantized):
     out, _, _ = quantized
     report = json.loads((out / "report.json").read_text())
-    assert report["frames"]["calibration"] == 24 and report["frames"]["held_out"] == 8
-    assert len({f["sha256"] for f in report["frames"]["list"]}) == 32
+    # The first of the 32 frames of the drive has a single sweep, where the model wants two.
+    assert report["frames"]["calibration"] == 24 and report["frames"]["held_out"] == 7
+    assert len({f["sha256"] for f in report["frames"]["list"]}) == 31
+    assert {f["sweeps"] for f in report["frames"]["list"]} == {2}
+    assert report["input"]["sweeps_wanted"] == 2 and report["input"]["sweeps"] == {"2": 31}
+    assert report["input"]["left_out"] == {"1": 1}
     for layer in report["layers"]:
         assert layer["integer_kernel"], layer["name"]
         assert layer["error_chosen"] <= layer["error_max_min"]
@@ -179,6 +183,81 @@ def test_the_report_holds_what_a_reader_needs(quantized):
     description = yaml.safe_load((out / "model.yaml").read_text())
     assert description["precision"] == "int8"
     assert "of the multiplications" in (out / "report.txt").read_text()
+
+
+def test_the_report_says_what_the_verdict_rests_on(quantized):
+    out, _, _ = quantized
+    report = json.loads((out / "report.json").read_text())
+    classes = yaml.safe_load((MODEL / "model.yaml").read_text())["classes"]
+    verdict, gate = report["check"]["verdict"], report["recipe"]["gate"]
+    judged = {e["class"]: e for e in verdict["judged"] if "band" not in e}
+    lacking = {e["class"]: e for e in verdict["not_judged"] if "band" not in e}
+    assert sorted([*judged, *lacking]) == sorted(classes)
+    for agreement in report["check"]["agreement"]["classes"]:
+        name, boxes = agreement["class"], agreement["all"]
+        entry = judged.get(name) or lacking[name]
+        assert entry["float_boxes"] == boxes["matched"] + boxes["missed"]
+        assert entry["int8_boxes"] == boxes["matched"] + boxes["extra"]
+        assert (name in judged) == (max(entry["float_boxes"], entry["int8_boxes"]) >= gate["min_boxes"])
+        assert entry["needed"] == gate["min_boxes"]
+    bands = [(e["class"], e["band"]) for e in verdict["judged"] + verdict["not_judged"] if "band" in e]
+    assert sorted(bands) == sorted((c, b) for c in classes for b in ("0-30", "30-50", "50+"))
+    text, page = (out / "report.txt").read_text(), (out / "report.html").read_text()
+    beside = page[page.index('class="verdict') : page.index('class="tiles"')]
+    for name, entry in lacking.items():
+        said = f"{name} ({entry['float_boxes']} of float, {entry['int8_boxes']} of INT8"
+        assert "NOT JUDGED" in text and said in text and "Not judged" in beside and said in beside
+
+
+def quick_recipe(folder, **gate) -> Path:
+    """Few search steps, and a gate of one's own."""
+    recipe = yaml.safe_load((ROOT / "calibration" / "quick.yaml").read_text())
+    for part in ("weights", "activations"):
+        recipe[part]["search"]["steps"] = 5
+    recipe["check"] = {"warm_up": 0, "latency_runs": 1}
+    recipe["gate"] |= gate
+    path = folder / "quick.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def test_single_sweeps_are_refused_for_a_model_of_two_unless_they_are_meant(program, bag, without_tf, tmp_path):
+    """No tf, as of somebody who forgot to record it: calibrated on what the network never sees, in an assumed place."""
+    recording, out = without_tf(bag), tmp_path / "int8"
+    # The terminal's last lines are read as a person does.
+    command = [program, "quantize", "--model", MODEL, "--bag", recording, "--out", out, "--progress", "none"]
+    command += ["--sensor-pose", "0 0 1.8 0 0 0", "--recipe", quick_recipe(tmp_path, must_judge="all")]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert refused.returncode == 1 and not out.exists()
+    for part in ("32 of 32 frames", "fewer sweeps than the 2", "32 frames of 1 sweep", "--fixed-frame", "--allow-few-sweeps"):
+        assert part in refused.stderr, refused.stderr
+
+    result = subprocess.run([*command, "--allow-few-sweeps"], capture_output=True, text=True, timeout=900)
+    assert result.returncode == REFUSED, "hardly all classes are there often enough: " + result.stdout + result.stderr
+    remark = "calibrated on 24 of 24 frames with single sweeps, checked on 8 of 8 frames with single sweeps"
+    report = json.loads((out / "report.json").read_text())
+    verdict = report["check"]["verdict"]
+    assert report["input"]["sweeps"] == {"1": 32} and {f["sweeps"] for f in report["frames"]["list"]} == {1}
+    assert verdict["remarks"][0].startswith(remark), verdict
+    wanted = [r for r in verdict["reasons"] if "gate.must_judge" in r]
+    lacking = [e["class"] for e in verdict["not_judged"] if "band" not in e]
+    assert lacking and [r.split(":")[0] for r in wanted] == lacking, verdict
+    page = (out / "report.html").read_text()
+    for text in (page[: page.index('class="tiles"')], (out / "report.txt").read_text()):
+        assert remark in text
+    last = result.stdout[result.stdout.rindex("REFUSED; ") :]
+    assert "not judged for lack of boxes: " in last or "nothing was judged" in last, last
+    assert remark in last and last.splitlines()[-1] == f"wrote {out}"
+
+
+def test_classes_that_the_model_does_not_have_are_refused_before_anything_is_read(program, bag, tmp_path):
+    recipe = quick_recipe(tmp_path, must_judge=["CAR", "TRAM"])
+    result = quantize(program, tmp_path / "no_bag", tmp_path / "int8", "--recipe", recipe)
+    assert result.returncode == 1
+    message = json.loads(result.stdout.splitlines()[-1])["message"]
+    assert "TRAM" in message and "PEDESTRIAN" in message, message
+    result = quantize(program, bag, tmp_path / "int8", "--recipe", quick_recipe(tmp_path, must_judge="CAR"))
+    assert result.returncode == 1 and "[CAR], or `all`" in result.stdout
 
 
 class Page(HTMLParser):

@@ -51,6 +51,7 @@ def select(program, drive, out, choice):
     assert (len(calibration), len(held_out)) == (12, 4)
     assert "12 frames to calibrate with and 4 to check with, of 160" in said
     assert min(abs(a - b) for a in calibration for b in held_out) >= 2 * SECOND
+    assert "left out, since the model wants 2 sweeps: 8 frames of 1 sweep" in said, "the first of each scene"
     return calibration, held_out
 
 
@@ -81,8 +82,8 @@ def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, b
     run(program, *command, codes=(0, 3))
     calibrated, checked = used(tmp_path / "int8")
     assert checked == held_out
-    # All 32 frames of the recording calibrate, none of the buffer's does.
-    assert len(calibrated) == 32 and not set(calibrated) & set(calibration)
+    # All frames of the recording but the first, which lacks a sweep, calibrate; none of the buffer's does.
+    assert len(calibrated) == 31 and not set(calibrated) & set(calibration)
 
     # Of the buffer's own drive, nothing near what is held out calibrates; of the buffer itself, what was to calibrate.
     for source in (drive, tmp_path / "buffer"):
@@ -95,6 +96,15 @@ def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, b
 
     said = run(program, *command[:6], drive, "--out", tmp_path / "none", codes=(1,))
     assert "/centerpoint/held_out/pointcloud" in said and not (tmp_path / "none").exists()
+
+
+def test_a_recording_whose_frames_lack_sweeps_is_refused_unless_they_are_meant(program, drive, without_tf, tmp_path):
+    command = ["select", "--model", MODEL, "--bag", without_tf(drive), "--max-frames", 8, "--out", tmp_path / "chosen"]
+    said = run(program, *command, codes=(1,))
+    assert "160 of 160 frames" in said and "--allow-few-sweeps" in said, said
+    assert not (tmp_path / "chosen").exists()
+    said = run(program, *command, "--allow-few-sweeps")
+    assert "8 of the frames have fewer sweeps than the 2 that the model wants" in said, said
 
 
 def test_a_folder_that_exists_is_not_written_to(program, drive, tmp_path):

@@ -302,7 +302,8 @@ class Study:
             try:
                 self.program.run(
                     "quantize", "--model", self.float_model, "--bag", bag, "--recipe", file, "--out", path,
-                    "--threads", self.program.threads, "--progress", "none", accepted=(0, REFUSED),
+                    # Every frame counts in studies of so few.
+                    "--allow-few-sweeps", "--threads", self.program.threads, "--progress", "none", accepted=(0, REFUSED),
                 )  # fmt: skip
             finally:
                 file.unlink()

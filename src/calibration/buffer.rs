@@ -95,6 +95,8 @@ pub struct Fill {
     pub calibration: usize,
     pub held_out: usize,
     pub bytes: u64,
+    /// Frames that have fewer sweeps than the model wants, of both roles.
+    pub few_sweeps: usize,
     /// See [`Selector::diversity`].
     pub diversity: Option<f32>,
     /// Objects detected in the frames, by class.
@@ -121,6 +123,8 @@ pub struct Snapshot {
     pub bag: PathBuf,
     pub calibration: usize,
     pub held_out: usize,
+    /// Of both, those that have fewer sweeps than the model wants.
+    pub few_sweeps: usize,
 }
 
 struct Offer {
@@ -377,6 +381,7 @@ impl Worker {
             calibration: count(Role::Calibration),
             held_out: count(Role::HeldOut),
             bytes: self.selector.bytes(),
+            few_sweeps: self.selector.few_sweeps(),
             diversity: self.selector.diversity(),
             objects: self.selector.objects(),
             problem,
@@ -471,6 +476,7 @@ impl Worker {
             stamp: frame.stamp,
             frame_id: frame.frame_id.clone(),
         };
+        // With the field `time_lag`, which says to a reader how many sweeps there are, also where that is one.
         self.write(&mut entry, &cloud::encode(&frame.points, header, true))?;
         self.selector.take(entry, &instead_of);
         lock(&self.shared).fill.taken += 1;
@@ -550,6 +556,7 @@ impl Worker {
             bag: folder,
             calibration: self.selector.count(Role::Calibration),
             held_out: self.selector.count(Role::HeldOut),
+            few_sweeps: self.selector.few_sweeps(),
         })
     }
 }
@@ -731,6 +738,47 @@ mod tests {
             assert_eq!(files(&bag), found.frames() + 1);
         }
         assert_eq!(buffer.recent()[0].stamp, Stamp(99_000_000_000));
+    }
+
+    #[test]
+    fn how_many_sweeps_a_frame_has_is_known_after_a_restart_and_to_whoever_reads_the_bag() {
+        let folder = tempfile::tempdir().unwrap();
+        let policy = Policy {
+            sweeps: 2,
+            choice: Choice::Newest,
+            max_frames: 16,
+            ..Default::default()
+        };
+        let single = |second: i64| {
+            let mut frame = (*frame(second)).clone();
+            frame.points.0.truncate(1);
+            frame.sweeps = 1;
+            Arc::new(frame)
+        };
+        let buffer = CalibrationBuffer::open(folder.path(), policy).unwrap();
+        for second in 0..4 {
+            buffer.offer(&single(second), &[], 2);
+            buffer.settle();
+        }
+        assert_eq!((buffer.fill().frames(), buffer.fill().few_sweeps), (4, 4));
+        assert_eq!(
+            fill(&buffer, [4]).few_sweeps,
+            4,
+            "another role, another place"
+        );
+        drop(buffer);
+        let buffer = CalibrationBuffer::open(folder.path(), policy).unwrap();
+        buffer.settle();
+        assert_eq!(buffer.fill().few_sweeps, 4);
+        assert_eq!(buffer.snapshot().unwrap().few_sweeps, 4);
+        let options = InputOptions {
+            topic: Some(CALIBRATION_TOPIC.into()),
+            sweeps: 2,
+            ..Default::default()
+        };
+        let frames = Frames::open(&folder.path().join(FRAMES), &options).unwrap();
+        let sweeps: Vec<usize> = frames.map(|frame| frame.unwrap().sweeps).collect();
+        assert_eq!(sweeps, [1, 1, 1, 1, 2]);
     }
 
     #[test]

@@ -8,6 +8,9 @@
 //!
 //! Frames that check a calibration are kept apart from those that make it, and never lie next to them in time: roles come
 //! in runs, with a gap between them.
+//!
+//! Frames with fewer sweeps than the model wants are taken where there are no others: without the vehicle's motion the
+//! network sees no more, either. Each whole frame of their role replaces one of them, and none of them a whole one.
 
 use std::str::FromStr;
 
@@ -72,6 +75,8 @@ pub struct Policy {
     pub gap_s: f64,
     /// Seconds after which a frame leaves; 0: never.
     pub max_age_s: f64,
+    /// Sweeps that the model wants: frames with fewer make room for those that have them.
+    pub sweeps: usize,
 }
 
 impl Default for Policy {
@@ -84,6 +89,7 @@ impl Default for Policy {
             per_place: 4,
             gap_s: 2.0,
             max_age_s: 0.0,
+            sweeps: 1,
         }
     }
 }
@@ -111,6 +117,9 @@ const SCENE: usize = SECTORS * (RINGS.len() + 1) * 2;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Signature {
     pub stamp: Stamp,
+    /// Sweeps in the frame; 0: not known, in buffers of older versions.
+    #[serde(default)]
+    pub sweeps: usize,
     /// Where the vehicle was in the frame that stands still, metres.
     pub position: Option<[f64; 3]>,
     /// Points by direction, distance and height, as square roots of shares.
@@ -145,6 +154,7 @@ impl Signature {
         }
         Self {
             stamp: frame.stamp,
+            sweeps: frame.sweeps,
             position: frame.fixed_from_model.map(|pose| {
                 let t = pose.translation.vector;
                 [t.x, t.y, t.z]
@@ -295,6 +305,17 @@ impl Selector {
         self.entries.iter().map(|entry| entry.bytes).sum()
     }
 
+    /// Whether a frame has fewer sweeps than the model wants.
+    fn lacks_sweeps(&self, signature: &Signature) -> bool {
+        (1..self.policy.sweeps).contains(&signature.sweeps)
+    }
+
+    /// Frames that have fewer sweeps than the model wants.
+    pub fn few_sweeps(&self) -> usize {
+        let few = |e: &&Entry| self.lacks_sweeps(&e.signature);
+        self.entries.iter().filter(few).count()
+    }
+
     /// The number that the next frame gets.
     pub fn next_number(&self) -> u64 {
         self.next_number
@@ -352,6 +373,14 @@ impl Selector {
         let full = self.count(role) >= self.room(role);
         let index = usize::from(role == Role::HeldOut);
         self.seen[index] += 1;
+        let whole = !self.lacks_sweeps(signature);
+        let mut of_role = self.entries.iter().filter(|e| e.role == role);
+        if whole && let Some(lacking) = of_role.find(|e| self.lacks_sweeps(&e.signature)) {
+            return match self.is_crowded(signature, role) {
+                true => Decision::Leave,
+                false => self.taken(role, Some(lacking.number), bytes),
+            };
+        }
         let instead = match self.policy.choice {
             Choice::Newest => full.then(|| self.least(role)),
             Choice::Random if full => {
@@ -368,10 +397,27 @@ impl Selector {
                 Err(()) => return Decision::Leave,
             },
         };
+        let replaced = |e: &Entry| Some(e.number) == instead && !self.lacks_sweeps(&e.signature);
+        if !whole && self.entries.iter().any(replaced) {
+            return Decision::Leave;
+        }
+        self.taken(role, instead, bytes)
+    }
+
+    /// That a frame of so many bytes is taken, and what goes for it besides.
+    fn taken(&self, role: Role, instead: Option<u64>, bytes: u64) -> Decision {
         let mut instead_of: Vec<u64> = instead.into_iter().collect();
-        let kept = instead_of.first().copied();
-        instead_of.extend(self.excess_bytes(bytes, kept));
+        instead_of.extend(self.excess_bytes(bytes, instead));
         Decision::Take { role, instead_of }
+    }
+
+    /// Whether there are whole frames of a role enough of this one's place.
+    fn is_crowded(&self, signature: &Signature, role: Role) -> bool {
+        let here = |e: &&Entry| {
+            e.role == role && !self.lacks_sweeps(&e.signature) && e.signature.same_place(signature)
+        };
+        self.policy.choice == Choice::Diverse
+            && self.entries.iter().filter(here).count() >= self.policy.per_place.max(1)
     }
 
     /// Notes that a frame was taken as decided.
@@ -746,6 +792,54 @@ mod tests {
         offer(&mut selector, drive(1000));
         let taken = offer(&mut selector, drive(0));
         assert!(taken.iter().filter(|t| **t).count() > 20);
+    }
+
+    /// With so many sweeps.
+    fn joined(signature: Signature, sweeps: usize) -> Signature {
+        Signature {
+            sweeps,
+            ..signature
+        }
+    }
+
+    #[test]
+    fn frames_that_lack_sweeps_stay_only_until_whole_ones_come() {
+        for choice in [Choice::Diverse, Choice::Newest, Choice::Random] {
+            let policy = Policy {
+                sweeps: 2,
+                ..policy(choice, 16)
+            };
+            let mut selector = Selector::new(policy, Vec::new());
+            // Without the vehicle's motion there is nothing better: they are used.
+            let single = (0..200).map(|i| joined(signature(f64::from(i), None, &[0]), 1));
+            offer(&mut selector, single);
+            let taken = selector.entries().len();
+            assert!(taken >= 2 && selector.few_sweeps() == taken, "{choice}");
+            // The same place, and then the road.
+            let whole = (200..400).map(|i| {
+                let x = f64::from((i - 220).max(0)) * 5.0;
+                joined(signature(f64::from(i), Some(x), &[0]), 2)
+            });
+            offer(&mut selector, whole);
+            assert_eq!(selector.few_sweeps(), 0, "{choice}");
+            assert!(selector.entries().len() >= taken, "{choice}");
+            // The motion is lost again: no whole frame goes for that.
+            let kept = selector.entries().len();
+            let single = (400..600).map(|i| joined(signature(f64::from(i), None, &[1]), 1));
+            offer(&mut selector, single);
+            let whole = selector.entries().len() - selector.few_sweeps();
+            assert!(whole >= kept, "{choice}: {whole} of {kept}");
+        }
+    }
+
+    #[test]
+    fn a_model_of_one_sweep_lacks_none() {
+        let mut selector = Selector::new(policy(Choice::Newest, 16), Vec::new());
+        offer(
+            &mut selector,
+            (0..40).map(|i| joined(signature(f64::from(i), None, &[]), 1)),
+        );
+        assert_eq!((selector.entries().len(), selector.few_sweeps()), (16, 0));
     }
 
     #[test]

@@ -26,6 +26,7 @@ use thiserror::Error;
 
 use crate::detector::{DetectorError, ModelDescription, ModelFiles};
 use crate::files::{self, hex};
+use crate::ptq::check::Verdict;
 use crate::ptq::recipe::{self, Target, has_exact_u8s8};
 use crate::ptq::report::{FileRecord, Report, ReportError};
 
@@ -132,9 +133,9 @@ pub struct Version {
     pub needs_exact_products: bool,
     pub calibration_frames: usize,
     pub held_out_frames: usize,
-    /// What the gate said.
-    pub accepted: bool,
-    pub reasons: Vec<String>,
+    /// What the gate said. Records of older versions do not say what it judged.
+    #[serde(flatten)]
+    pub verdict: Verdict,
     /// F1 of its boxes against float's on the held-out frames.
     pub f1: Option<f64>,
     /// Median time of the float backbone by that of this one, where it was made.
@@ -500,8 +501,7 @@ impl ModelStore {
             needs_exact_products: report.target == Target::Cpu && !report.reduced_range,
             calibration_frames: report.frames.calibration,
             held_out_frames: report.frames.held_out,
-            accepted,
-            reasons: check.verdict.reasons.clone(),
+            verdict: check.verdict.clone(),
             f1: check.agreement.total.f1,
             speedup: Some(check.latency.backbone_speedup).filter(|s| s.is_finite()),
             float_files: report.float_files,
@@ -592,7 +592,7 @@ impl ModelStore {
         };
         while over(&versions) {
             // A refused one is of no use but its report; it goes first.
-            let oldest = |v: &(usize, &Version)| (v.1.accepted, v.1.number);
+            let oldest = |v: &(usize, &Version)| (v.1.verdict.accepted, v.1.number);
             let free = versions.iter().enumerate();
             let free = free
                 .filter(|(_, v)| !kept.contains(&v.id))
@@ -747,8 +747,8 @@ impl ModelStore {
             return Err(Unfit::GivenUp(reason.clone()));
         }
         let version = self.find(id)?;
-        if !version.accepted {
-            return Err(Unfit::Refused(version.reasons.join("; ")));
+        if !version.verdict.accepted {
+            return Err(Unfit::Refused(version.verdict.reasons.join("; ")));
         }
         if version.recipe_format != recipe::FORMAT {
             return Err(Unfit::Recipe {

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use anyhow::ensure;
 
+use super::sweeps::Sweeps;
 use super::{Ended, terminal};
 use crate::bag::Stamp;
 use crate::cloud::condition::{Condition, ConditionKind};
@@ -173,6 +174,7 @@ impl Intake {
             frames,
             intake: self.clone(),
             bag: bag.into(),
+            sweeps: None,
             stride: 1,
             read: 0,
             skipped: 0,
@@ -239,11 +241,17 @@ impl Intake {
         Ok(())
     }
 
-    /// Says what the input came to, which is an error where no frame at all came out.
-    pub fn finish(&self) -> Result<InputSummary, InputError> {
+    /// What the input has come to so far.
+    pub fn summary(&self) -> InputSummary {
         let mut state = self.state.borrow_mut();
         self.settle(&mut state);
-        let summary = state.tally.summary();
+        state.tally.summary()
+    }
+
+    /// Says what the input came to, which is an error where no frame at all came out.
+    pub fn finish(&self) -> Result<InputSummary, InputError> {
+        let summary = self.summary();
+        let state = self.state.borrow();
         if summary.frames == 0 {
             let bags: Vec<String> = state.bags.iter().map(|b| b.display().to_string()).collect();
             return Err(InputError::Nothing {
@@ -273,6 +281,8 @@ pub struct Clouds {
     frames: Frames,
     intake: Intake,
     bag: PathBuf,
+    /// Keeps frames back that lack sweeps.
+    sweeps: Option<Sweeps>,
     stride: usize,
     /// Frames that came out of the bag, used or not.
     read: usize,
@@ -281,7 +291,15 @@ pub struct Clouds {
 }
 
 impl Clouds {
-    /// Every n-th frame only, from the first on; the others are not counted.
+    /// Only frames that do not lack sweeps, or are wanted all the same; they are counted there.
+    pub(super) fn complete(self, sweeps: &Sweeps) -> Self {
+        Clouds {
+            sweeps: Some(sweeps.clone()),
+            ..self
+        }
+    }
+
+    /// Every n-th of them only, from the first on; the others are not counted.
     pub fn every(self, stride: usize) -> Self {
         Clouds {
             stride: stride.max(1),
@@ -320,6 +338,9 @@ impl Clouds {
             match item {
                 None => return Ok(None),
                 Some(Ok(frame)) => {
+                    if self.sweeps.as_ref().is_some_and(|s| !s.admits(&frame)) {
+                        continue;
+                    }
                     self.read += 1;
                     if !(self.read - 1).is_multiple_of(self.stride) {
                         continue;

@@ -22,6 +22,7 @@ pub mod render;
 pub mod report;
 pub mod select;
 pub mod simulate;
+mod sweeps;
 pub mod terminal;
 
 use std::process::ExitCode;

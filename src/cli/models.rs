@@ -14,6 +14,7 @@ use crate::calibration::ModelStore;
 use crate::calibration::store::{FloatModel, Limits, Listing, Selection, Version};
 use crate::detector::ModelDescription;
 use crate::node::settings::{Settings, ros_home};
+use crate::ptq::check::Evidence;
 use crate::ptq::report::{Report, date};
 
 #[derive(clap::Args)]
@@ -139,7 +140,17 @@ fn listing(store: &ModelStore, versions: &[Version], selections: &[(String, Sele
         return text;
     }
     let head = [
-        "model", "made", "recipe", "target", "frames", "F1", "speed", "size", "state",
+        "model",
+        "made",
+        "recipe",
+        "target",
+        "frames",
+        "F1",
+        "judged",
+        "not judged",
+        "speed",
+        "size",
+        "state",
     ];
     let mut rows = vec![head.map(String::from).to_vec()];
     for version in versions {
@@ -150,19 +161,37 @@ fn listing(store: &ModelStore, versions: &[Version], selections: &[(String, Sele
             version.target.to_string(),
             version.calibration_frames.to_string(),
             number(version.f1),
+            names(version, version.verdict.judged_classes()),
+            names(version, version.verdict.unjudged_classes()),
             version.speedup.map_or("-".into(), |s| format!("{s:.2}x")),
             megabytes(version.bytes()),
             state(version, selections),
         ]);
     }
     text += &table(&rows);
+    for version in versions {
+        for remark in &version.verdict.remarks {
+            text += &format!("! {}: {remark}\n", version.id);
+        }
+    }
     text
+}
+
+/// Classes of a verdict, with the boxes that there were.
+fn names<'a>(version: &Version, classes: impl Iterator<Item = &'a Evidence>) -> String {
+    let classes = classes.map(|class| format!("{class} ({})", class.boxes()));
+    match classes.collect::<Vec<_>>().join(", ") {
+        // Of an older version, whose record does not say.
+        none if none.is_empty() && version.verdict.coverage().is_none() => "?".into(),
+        none if none.is_empty() => "-".into(),
+        names => names,
+    }
 }
 
 /// Who runs a model, ran it, or gave it up.
 fn state(version: &Version, selections: &[(String, Selection)]) -> String {
     let mut words = Vec::new();
-    if !version.accepted {
+    if !version.verdict.accepted {
         words.push("refused".to_owned());
     }
     for (node, selection) in selections {
@@ -235,8 +264,23 @@ fn compare(first: &Version, second: &Version) -> anyhow::Result<String> {
             let found = r.check.agreement.classes.iter();
             number(found.filter(|c| c.class == class).find_map(|c| c.all.f1))
         });
+        row(format!("judged on {class}"), &|r| {
+            let verdict = &r.check.verdict;
+            let judged = verdict.judged_classes().find(|e| e.class == class);
+            let lacking = verdict.unjudged_classes().find(|e| e.class == class);
+            match (judged, lacking) {
+                (Some(e), _) => format!("{} boxes", e.boxes()),
+                (None, Some(e)) => format!("NOT, {} of {} boxes", e.boxes(), e.needed),
+                (None, None) => "-".into(),
+            }
+        });
     }
     let mut text = table(&rows);
+    for (version, report) in [first, second].into_iter().zip(&reports) {
+        for remark in &report.check.verdict.remarks {
+            text += &format!("! {}: {remark}\n", version.id);
+        }
+    }
     let same_float = first.float_files == second.float_files;
     if !same_float {
         text += "They were made from different float models.\n";

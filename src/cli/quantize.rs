@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::input::{InputArgs, InputError, Intake};
 use super::output::check_folder;
+use super::sweeps::{SweepArgs, Sweeps};
 use super::{Ended, terminal};
 use crate::bag::Reader;
 use crate::calibration::Policy;
@@ -29,7 +30,7 @@ use crate::ptq::frames::{Role, Sample};
 use crate::ptq::progress::{Progress, Silent, Stage, Step};
 use crate::ptq::recipe::{FrameSettings, Recipe, Target};
 use crate::ptq::report::Report;
-use crate::ptq::{PtqError, quantize};
+use crate::ptq::{PtqError, Source, Told, quantize_from};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -69,6 +70,8 @@ pub struct Args {
     progress: ProgressKind,
     #[command(flatten)]
     input: InputArgs,
+    #[command(flatten)]
+    sweeps: SweepArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -108,11 +111,9 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
                     event.to_string() + "\n"
                 }
                 _ => {
-                    let mut text = report.summary();
-                    for line in input.lines() {
-                        text += &format!("{line}\n");
-                    }
-                    format!("{text}wrote {}\n", args.out.display())
+                    // What was judged and what was not is the last word.
+                    let (summary, judged) = (report.summary(), verdict.text());
+                    format!("{summary}\n{judged}wrote {}\n", args.out.display())
                 }
             };
             // The model is there; a standard output that is not is no reason to fail.
@@ -151,6 +152,7 @@ fn samples(
     bag: &Path,
     input: &InputOptions,
     max: usize,
+    sweeps: &Sweeps,
 ) -> Result<Samples, InputError> {
     let reader = Reader::open(bag).map_err(|error| InputError::Open {
         bag: bag.into(),
@@ -165,7 +167,7 @@ fn samples(
         let frames = intake.open(bag, input)?;
         // A bag that does not say how much it holds is read from its start.
         let stride = frames.len_hint().map_or(1, |n| (n / max).max(1));
-        let frames = frames.every(stride);
+        let frames = frames.complete(sweeps).every(stride);
         return Ok(Box::new(frames.map(|frame| frame.map(Sample::from))));
     }
     let mut all: Samples = Box::new(std::iter::empty());
@@ -178,7 +180,7 @@ fn samples(
             topic: Some(topic.into()),
             ..input.clone()
         };
-        let frames = intake.open(bag, &input)?.every(stride);
+        let frames = intake.open(bag, &input)?.complete(sweeps).every(stride);
         all =
             Box::new(all.chain(
                 frames.map(move |frame| frame.map(|frame| in_role(Sample::from(frame), role))),
@@ -197,11 +199,14 @@ fn samples_and_check(
     frames: &FrameSettings,
     intake: &Intake,
     left_out: Rc<Cell<usize>>,
-) -> Result<Samples, InputError> {
+) -> Result<(Samples, Vec<Sweeps>), InputError> {
     let input = args.input.options(model);
+    let sweeps = Sweeps::new(args.sweeps, model, &args.bag);
     let Some(buffer) = &args.check_buffer else {
-        return samples(intake, &args.bag, &input, frames.max);
+        let all = samples(intake, &args.bag, &input, frames.max, &sweeps)?;
+        return Ok((all, vec![sweeps]));
     };
+    let sweeps_to_check = Sweeps::new(args.sweeps, model, buffer);
     let held_out = (frames.max / frames.hold_out_every).max(frames.min_held_out);
     let held_out_topic = args.input.buffered(model, HELD_OUT_TOPIC);
     // Read once for the stamps alone; what is lost is told when the frames are read to be used.
@@ -213,6 +218,7 @@ fn samples_and_check(
     let stride = stamps.len().div_ceil(held_out).max(1);
     let check = intake
         .open(buffer, &held_out_topic)?
+        .complete(&sweeps_to_check)
         .every(stride)
         .map(|frame| frame.map(|frame| in_role(Sample::from(frame), Role::HeldOut)));
 
@@ -224,7 +230,7 @@ fn samples_and_check(
                 .iter()
                 .any(|stamp| sample.stamp.seconds_since(*stamp).abs() < gap)
     };
-    let calibration = samples(intake, &args.bag, &input, to_calibrate)?
+    let calibration = samples(intake, &args.bag, &input, to_calibrate, &sweeps)?
         .filter(move |sample| {
             let leave = sample.as_ref().is_ok_and(&neighbour);
             left_out.set(left_out.get() + usize::from(leave));
@@ -232,7 +238,8 @@ fn samples_and_check(
         })
         .take(to_calibrate)
         .map(|sample| sample.map(|sample| in_role(sample, Role::Calibration)));
-    Ok(Box::new(calibration.chain(check)))
+    let all: Samples = Box::new(calibration.chain(check));
+    Ok((all, vec![sweeps, sweeps_to_check]))
 }
 
 fn in_role(sample: Sample, role: Role) -> Sample {
@@ -253,8 +260,10 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<(Report, InputSumm
     let out = &args.out;
     check_folder(out)?;
     let model = ModelDescription::load(&args.model)?;
+    recipe.suits(&model.classes)?;
     let (intake, left_out) = (Intake::new(args.input.strictness), Rc::default());
-    let frames = samples_and_check(args, &model, &recipe.frames, &intake, Rc::clone(&left_out))?;
+    let (frames, sweeps) =
+        samples_and_check(args, &model, &recipe.frames, &intake, Rc::clone(&left_out))?;
     let mut bar;
     let mut lines;
     let mut silent = Stoppable(stop.clone());
@@ -275,18 +284,42 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<(Report, InputSumm
         }
         _ => &mut silent,
     };
-    let made = quantize(&model, frames, &recipe, args.target, out, progress);
+    let told = || {
+        let mut told = Told {
+            summary: Some(intake.summary()),
+            ..Told::default()
+        };
+        for of_bag in &sweeps {
+            let check = of_bag.check();
+            check.map_err(|error| PtqError::Input(error.to_string()))?;
+            for (sweeps, frames) in of_bag.left_out() {
+                *told.left_out.entry(sweeps).or_default() += frames;
+            }
+        }
+        Ok(told)
+    };
+    let source = Source { frames, told };
+    let made = quantize_from(&model, source, &recipe, args.target, out, progress);
     // Where no frame came out, the reason is a better one than that there are too few.
     let used = match &made {
         Ok(_) | Err(PtqError::TooFewFrames { .. }) => intake.finish()?,
         Err(_) => InputSummary::default(),
     };
-    let report = made.map_err(|error| match (&error, left_out.get()) {
-        (PtqError::TooFewFrames { .. }, count @ 1..) => anyhow::Error::new(error).context(format!(
-            "{count} frames were left out, since they are frames that the buffer holds out, or within {} s of one",
-            Policy::default().gap_s
-        )),
-        _ => error.into(),
+    let report = made.map_err(|error| {
+        if !matches!(error, PtqError::TooFewFrames { .. }) {
+            return error.into();
+        }
+        let mut reasons: Vec<String> = sweeps.iter().filter_map(Sweeps::told).collect();
+        if let count @ 1.. = left_out.get() {
+            reasons.push(format!(
+                "{count} frames were left out, since they are frames that the buffer holds out, or within {} s of one",
+                Policy::default().gap_s
+            ));
+        }
+        match reasons.is_empty() {
+            true => error.into(),
+            false => anyhow::Error::new(error).context(reasons.join("; ")),
+        }
     })?;
     Ok((report, used))
 }

@@ -10,6 +10,7 @@ use anyhow::{Context, ensure};
 use super::detect::RuntimeArgs;
 use super::input::FrameArgs;
 use super::output::check_new_folder;
+use super::sweeps::{SweepArgs, Sweeps};
 use super::{Ended, terminal};
 use crate::calibration::selection::Choice;
 use crate::calibration::{CalibrationBuffer, Policy};
@@ -22,6 +23,8 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     frames: FrameArgs,
+    #[command(flatten)]
+    sweeps: SweepArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
     /// rosbag2 folder to write; must not exist
@@ -52,6 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         _ => PathBuf::from("."),
     };
     let context = || format!("cannot write {}", out.display());
+    let model = ModelDescription::load(&args.model)?;
     let policy = Policy {
         choice: args.choice,
         max_frames: args.max_frames as usize,
@@ -60,8 +64,8 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         per_place: args.per_place,
         gap_s: args.gap,
         max_age_s: 0.0,
+        sweeps: model.points.sweeps,
     };
-    let model = ModelDescription::load(&args.model)?;
     let mut detector = Detector::load(&model, &args.runtime.options())?;
     let (intake, frames) = args.frames.open(&model)?;
     std::fs::create_dir_all(&parent).with_context(context)?;
@@ -73,8 +77,9 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     let bar = terminal::bar(indicatif::ProgressBar::new_spinner().with_style(
         indicatif::ProgressStyle::with_template("{pos} frames, {per_sec}")?,
     ));
+    let sweeps = Sweeps::new(args.sweeps, &model, &args.frames.bag);
     let mut read = 0;
-    for frame in frames {
+    for frame in sweeps.of(frames) {
         let frame = Arc::new(frame?);
         bar.inc(1);
         read += 1;
@@ -97,6 +102,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     }
     bar.finish_and_clear();
     let input = intake.finish()?;
+    sweeps.check()?;
     let snapshot = buffer.snapshot()?;
     let fill = buffer.fill();
     ensure!(
@@ -112,6 +118,15 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         snapshot.held_out,
         fill.diversity.unwrap_or(0.0)
     );
+    if let Some(told) = sweeps.told() {
+        text += &format!("  {told}\n");
+    }
+    if fill.few_sweeps > 0 {
+        text += &format!(
+            "  {} of the frames have fewer sweeps than the {} that the model wants\n",
+            fill.few_sweeps, model.points.sweeps
+        );
+    }
     for (class, count) in model.classes.iter().zip(&fill.objects) {
         text += &format!("  {class:<12} {count:>6} detected\n");
     }

@@ -17,12 +17,15 @@ use tokio::sync::watch;
 
 use super::settings::Settings;
 use crate::calibration::buffer::HELD_OUT_TOPIC;
+use crate::ptq::check::Verdict;
 use crate::ptq::recipe::Target;
 
 /// Longest line taken from the child; what is longer is cut.
 const MAX_LINE: usize = 64 * 1024;
 /// Exit code of a quantization whose model was written but not accepted.
 const REFUSED: i32 = 3;
+/// Exit code of one whose model was written and accepted, while some of the recording was lost.
+const WITH_LOSSES: i32 = 4;
 /// Lines of the child's standard error that an error message carries.
 const STDERR_LINES: usize = 12;
 
@@ -46,6 +49,8 @@ pub struct Job {
     /// The frames, as a rosbag2.
     pub bag: PathBuf,
     pub input: Input,
+    /// Use frames that have fewer sweeps than the model wants, since the network sees no others.
+    pub allow_few_sweeps: bool,
     /// Snapshot of the node's buffer to check the model on, instead of on frames of `bag`.
     pub check_buffer: Option<PathBuf>,
     /// `None` for the built-in recipe.
@@ -70,14 +75,6 @@ pub struct Progress {
     pub eta_s: Option<f64>,
     #[serde(default)]
     pub detail: String,
-}
-
-/// Whether the new model may replace the float one, and why not.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Verdict {
-    pub accepted: bool,
-    #[serde(default)]
-    pub reasons: Vec<String>,
 }
 
 /// Why a quantization gave no model.
@@ -156,6 +153,7 @@ impl Job {
             model,
             bag,
             input,
+            allow_few_sweeps: false,
             check_buffer: None,
             recipe: settings.recipe_file(),
             target: settings.target,
@@ -191,6 +189,9 @@ impl Job {
                 // One word, so that a value may begin with a dash.
                 command.arg(format!("{option}={value}"));
             }
+        }
+        if self.allow_few_sweeps {
+            command.arg("--allow-few-sweeps");
         }
         command.arg("--target").arg(self.target.to_string());
         command.arg("--out").arg(&self.out);
@@ -338,6 +339,9 @@ pub async fn run(
     match (verdict, failure) {
         (_, Some(message)) => Err(JobError::Failed { message }),
         (Some(verdict), None) if status.success() => Ok(verdict),
+        (Some(verdict), None) if verdict.accepted && status.code() == Some(WITH_LOSSES) => {
+            Ok(verdict)
+        }
         (Some(verdict), None) if !verdict.accepted && status.code() == Some(REFUSED) => Ok(verdict),
         _ => Err(JobError::Ended {
             status: describe(status),
@@ -432,6 +436,7 @@ pub(crate) mod tests {
             bag: "bag".into(),
             check_buffer: Some("snapshot".into()),
             recipe: Some("recipe.yaml".into()),
+            allow_few_sweeps: true,
             input: Input {
                 topic: Some("/lidar".into()),
                 sensor_pose: Some([-1.0, 0.0, 1.5, 0.0, 0.0, 0.0]),

@@ -493,8 +493,8 @@ impl Settings {
         }
     }
 
-    /// Which frames the calibration buffer keeps.
-    pub fn buffer_policy(&self) -> Policy {
+    /// Which frames the calibration buffer keeps, for a model that wants so many sweeps.
+    pub fn buffer_policy(&self, sweeps: usize) -> Policy {
         Policy {
             choice: self.calibration_choice,
             max_frames: self.calibration_max_frames,
@@ -503,6 +503,7 @@ impl Settings {
             per_place: self.calibration_per_place,
             gap_s: self.calibration_gap_s,
             max_age_s: self.calibration_max_age_s,
+            sweeps,
         }
     }
 

@@ -41,8 +41,10 @@ pub struct ShadowState {
     pub checked: u64,
     /// Frames that were due and left out, for the budget's sake.
     pub skipped: u64,
-    /// F1 over the window of the model that runs; absent until that is full.
+    /// F1 over the window of the model that runs; absent until that is full, and where neither model found anything.
     pub f1: Option<f64>,
+    /// Boxes of both models that it rests on, pairs counted once.
+    pub boxes: Option<usize>,
     /// Why there is no check.
     pub problem: Option<String>,
 }
@@ -160,7 +162,7 @@ impl Check {
         if self.model.as_ref() != Some(&seen.model) {
             self.model = Some(seen.model.clone());
             self.window.clear();
-            self.state.f1 = None;
+            (self.state.f1, self.state.boxes) = (None, None);
         }
         let reason = self.compare(seen, load);
         self.busy += start.elapsed();
@@ -202,9 +204,10 @@ impl Check {
         self.window.pop_front();
         let classes = &seen.model.classes;
         let total = agreement(&float, &int8, classes, &AgreementOptions::default()).total;
-        // Where neither sees anything they agree.
-        let f1 = total.f1.unwrap_or(1.0);
-        self.state.f1 = Some(f1);
+        self.state.f1 = total.f1;
+        self.state.boxes = Some(total.matched + total.missed + total.extra);
+        // Where neither sees anything there is nothing to judge, and nothing to give up for.
+        let f1 = total.f1?;
         if f1 >= self.settings.min_f1 {
             return None;
         }
@@ -279,7 +282,7 @@ mod tests {
         for x in [7.0, 7.0, 90.0, 7.0, 7.0, 7.0] {
             assert_eq!(check.look(&seen(x, &model), &mut load), None);
         }
-        assert_eq!(check.state.f1, Some(0.75));
+        assert_eq!((check.state.f1, check.state.boxes), (Some(0.75), Some(5)));
         assert_eq!(check.look(&seen(90.0, &model), &mut load), None);
         let reason = check.look(&seen(90.0, &model), &mut load).unwrap();
         assert!(
@@ -303,6 +306,19 @@ mod tests {
             assert_eq!(check.look(&seen(7.0, &good), &mut load), None);
         }
         assert_eq!(check.state.f1, Some(1.0));
+    }
+
+    #[test]
+    fn where_neither_model_sees_anything_nothing_is_judged() {
+        let nothing = || Ok(engine("f", Precision::Float, |_| Ok(Vec::new())));
+        let model = int8();
+        let mut check = Check::new(SETTINGS);
+        for _ in 0..6 {
+            let mut seen = seen(7.0, &model);
+            seen.detections.clear();
+            assert_eq!(check.look(&seen, &mut { nothing }), None);
+        }
+        assert_eq!((check.state.f1, check.state.boxes), (None, Some(0)));
     }
 
     #[test]

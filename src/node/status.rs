@@ -8,6 +8,7 @@ use super::pipeline::Active;
 use super::troubles::Trouble;
 use crate::calibration::ModelStore;
 use crate::detector::Precision;
+use crate::ptq::check::Verdict;
 
 /// How the last calibration ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -29,6 +30,10 @@ pub struct Last {
     pub outcome: Outcome,
     /// Why it was refused or failed.
     pub reasons: Vec<String>,
+    /// What the verdict rests on, in words: which classes were judged, which were not, and what else there is to know.
+    pub notes: Vec<String>,
+    /// Where a model was made.
+    pub verdict: Option<Verdict>,
     /// Frames it was made from; absent where it did not come to read them.
     pub frames: Option<usize>,
     pub seconds: f64,
@@ -37,6 +42,25 @@ pub struct Last {
     /// Description of the INT8 model, where one was made.
     pub model: Option<PathBuf>,
     pub report: Option<PathBuf>,
+}
+
+impl Last {
+    /// All that is to be told of it, a line each.
+    pub fn told(&self) -> Vec<String> {
+        self.reasons.iter().chain(&self.notes).cloned().collect()
+    }
+}
+
+/// How the model that was loaded on request stands to what this node saw itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Judgement {
+    /// The model in the store.
+    pub stored_id: String,
+    /// Frames that the node's buffer holds out and that it was judged on; 0: it was not judged here.
+    pub frames: usize,
+    /// What that gave, or why it was not judged.
+    pub text: String,
+    pub verdict: Option<Verdict>,
 }
 
 /// A calibration under way, for the status.
@@ -52,6 +76,8 @@ pub struct Calibrating {
     pub bag: Option<PathBuf>,
     /// Absent where they are not counted yet.
     pub frames: Option<usize>,
+    /// Those of the buffer's frames that have fewer sweeps than the model wants.
+    pub few_sweeps: Option<usize>,
     /// Process of the quantization, while it runs.
     pub pid: Option<u32>,
 }
@@ -76,6 +102,8 @@ pub struct Work {
     pub start: Option<Start>,
     /// What the store could not keep, since the last time that it could.
     pub store_problem: Option<String>,
+    /// Of the model that was loaded last; absent where another one runs.
+    pub judgement: Option<Judgement>,
 }
 
 /// The latched status: one flat JSON object.
@@ -90,6 +118,7 @@ pub struct Status {
     pub detail: Option<String>,
     pub bag: Option<PathBuf>,
     pub frames: Option<usize>,
+    pub few_sweeps: Option<usize>,
     pub pid: Option<u32>,
     pub model_id: String,
     /// The running model in the store, where it came from there.
@@ -102,6 +131,8 @@ pub struct Status {
     pub fallback: Option<String>,
     pub start: Option<Start>,
     pub store_problem: Option<String>,
+    /// What this node's own frames said of the model that runs, where it was loaded on request.
+    pub judgement: Option<Judgement>,
     pub last: Option<Last>,
     /// What is wrong now.
     pub conditions: Vec<Trouble>,
@@ -110,6 +141,8 @@ pub struct Status {
 impl Status {
     pub fn new(work: &Work, active: &Active, store: &ModelStore, conditions: Vec<Trouble>) -> Self {
         let now = work.calibrating.as_ref();
+        let stored_id = store.id_of(&active.model.path);
+        let judgement = work.judgement.clone();
         Self {
             state: if now.is_some() { "calibrating" } else { "idle" },
             calibration: work.calibration,
@@ -119,8 +152,10 @@ impl Status {
             detail: now.map(|c| c.detail.clone()).filter(|d| !d.is_empty()),
             bag: now.and_then(|c| c.bag.clone()),
             frames: now.and_then(|c| c.frames),
+            few_sweeps: now.and_then(|c| c.few_sweeps),
             pid: now.and_then(|c| c.pid),
-            stored_id: store.id_of(&active.model.path),
+            judgement: judgement.filter(|j| stored_id.as_ref() == Some(&j.stored_id)),
+            stored_id,
             model_id: active.model.id.clone(),
             model_path: active.model.path.clone(),
             precision: active.model.precision,

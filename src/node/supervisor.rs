@@ -19,15 +19,16 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::calibrator::{self, Comparison, Input, Job, JobError, Progress, Verdict};
+use super::calibrator::{self, Comparison, Input, Job, JobError, Progress};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Fallback, Pipeline, SwapError};
 use super::settings::Settings;
-use super::status::{Calibrating, Last, Outcome, Start, Status, Work};
+use super::status::{Calibrating, Judgement, Last, Outcome, Start, Status, Work};
 use crate::calibration::buffer::Snapshot;
 use crate::calibration::store::{FloatModel, Listing, Pick, Selection, StoreError, Version};
 use crate::calibration::{BufferError, ModelStore};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
+use crate::ptq::check::Verdict;
 use crate::ptq::recipe::{BUILT_IN, Recipe, Target};
 
 /// Files and settings a calibration needs.
@@ -98,9 +99,7 @@ pub enum Wanted {
 pub struct Loaded {
     pub version: Version,
     pub active: Active,
-    /// Frames of the node's buffer that it was held against float on; 0: it was not, since the node made it itself or
-    /// has too few.
-    pub judged_on: usize,
+    pub judgement: Judgement,
 }
 
 /// Why a request was not granted. These go to the caller word for word.
@@ -274,9 +273,11 @@ impl Supervisor {
             absolute("bag", bag)?;
         }
         let recipe = settings.recipe_file();
+        let classes = self.paths.base.classes.clone();
         let recipe = on_a_thread_that_may_wait(move || match bag {
             Some(bag) if !bag.exists() => Err(Refusal::NoBag(bag)),
             _ => Recipe::load_or_default(recipe.as_deref())
+                .and_then(|recipe| recipe.suits(&classes).map(|()| recipe))
                 .map_err(|error| Refusal::Recipe(error.to_string())),
         })
         .await?;
@@ -314,11 +315,18 @@ impl Supervisor {
                 id: base.id.clone(),
             });
         }
-        let (frames, source) = match &recording {
-            Some(recording) => (None, recording.to_string()),
+        let (frames, few_sweeps, source) = match &recording {
+            Some(recording) => (None, None, recording.to_string()),
             None => {
-                let frames = self.enough_frames(&settings)?;
-                (Some(frames), format!("{frames} frames"))
+                let (frames, few) = self.enough_frames(&settings)?;
+                let lacking = match few {
+                    0 => String::new(),
+                    few => format!(
+                        ", {few} of them with fewer sweeps than the {} that the model wants,",
+                        self.paths.base.points.sweeps
+                    ),
+                };
+                (Some(frames), Some(few), format!("{frames} frames{lacking}"))
             }
         };
         let (cancel, cancelled) = watch::channel(false);
@@ -330,6 +338,7 @@ impl Supervisor {
                 stage: "buffer".into(),
                 bag: recording.as_ref().map(|recording| recording.bag.clone()),
                 frames,
+                few_sweeps,
                 ..Calibrating::default()
             });
         });
@@ -342,8 +351,8 @@ impl Supervisor {
         Ok(Started { number, source })
     }
 
-    /// How many frames the buffer holds, if that is enough.
-    fn enough_frames(&self, settings: &Settings) -> Result<usize, Refusal> {
+    /// How many frames the buffer holds, if that is enough, and how many of them lack sweeps that the model wants.
+    fn enough_frames(&self, settings: &Settings) -> Result<(usize, usize), Refusal> {
         let fill = self.pipeline.buffer().fill();
         let count = fill.frames();
         let need = settings.calibration_min_frames;
@@ -356,7 +365,7 @@ impl Supervisor {
                 problem: fill.problem,
             });
         }
-        Ok(count)
+        Ok((count, fill.few_sweeps))
     }
 
     /// Ends the running calibration; the status says when it is over.
@@ -425,14 +434,16 @@ impl Supervisor {
             .await
             .map_err(Refusal::Import)?;
         match self.load_judged(&version).await {
-            Ok((engine, judged_on)) => {
+            Ok((engine, judgement)) => {
                 let _turn = self.exchange.lock().await;
                 let active = self.pipeline.install(engine).await?;
                 self.remember(&active.model).await;
+                let told = Some(judgement.clone());
+                self.work.send_modify(|work| work.judgement = told);
                 Ok(Loaded {
                     version,
                     active,
-                    judged_on,
+                    judgement,
                 })
             }
             Err(refusal) => {
@@ -449,21 +460,34 @@ impl Supervisor {
         }
     }
 
-    /// Loads a model of the store that may run here, and says how many frames of the buffer it was judged on.
-    async fn load_judged(&self, version: &Version) -> Result<(Engine, usize), Refusal> {
+    /// Loads a model of the store that may run here, and says what the buffer's frames say of it.
+    async fn load_judged(&self, version: &Version) -> Result<(Engine, Judgement), Refusal> {
         let engine = self.load_fit(version).await;
         let engine = engine.map_err(|why| Refusal::Stored(format!("{}: {why}", version.id)))?;
         let made_here = version.node.as_deref() == Some(&self.paths.node);
-        let judged_on = match made_here {
-            true => 0,
+        let judgement = match made_here {
+            true => Judgement {
+                stored_id: version.id.clone(),
+                frames: 0,
+                text: format!("this node made it; {}", as_made(version)),
+                verdict: None,
+            },
             false => self.judge(version).await?,
         };
-        Ok((engine, judged_on))
+        Ok((engine, judgement))
     }
 
-    /// Holds a stored model against float on the frames that the buffer holds out, whose number comes back: 0 where they
-    /// are too few.
-    async fn judge(&self, version: &Version) -> Result<usize, Refusal> {
+    /// Holds a stored model against float on the frames that the buffer holds out, if those are enough.
+    async fn judge(&self, version: &Version) -> Result<Judgement, Refusal> {
+        let not_judged = |why: String| Judgement {
+            stored_id: version.id.clone(),
+            frames: 0,
+            text: format!(
+                "not judged on what this node saw: {why}; {}",
+                as_made(version)
+            ),
+            verdict: None,
+        };
         let settings = lock(&self.settings).clone();
         let (pipeline, paths) = (self.pipeline.clone(), self.paths.clone());
         let (model, threads, nice) = (
@@ -474,9 +498,17 @@ impl Supervisor {
         let prepared = on_a_thread_that_may_wait(move || {
             let recipe = Recipe::load_or_default(settings.recipe_file().as_deref())
                 .map_err(|error| Refusal::Recipe(error.to_string()))?;
-            if pipeline.buffer().fill().held_out < recipe.frames.min_held_out {
-                return Ok(None);
+            let suits = recipe.suits(&paths.base.classes);
+            suits.map_err(|error| Refusal::Recipe(error.to_string()))?;
+            let (held_out, wanted) = (
+                pipeline.buffer().fill().held_out,
+                recipe.frames.min_held_out,
+            );
+            if held_out < wanted {
+                let why = format!("its buffer holds out {held_out} frames, {wanted} are needed");
+                return Ok(Err(why));
             }
+            let may_lack = recipe.gate.must_judge.is_nothing();
             let scratch = paths.store.incoming();
             let scratch = scratch.map_err(|error| Refusal::Store(error.to_string()))?;
             let place = |name: &str| scratch.path().join(name);
@@ -511,21 +543,36 @@ impl Supervisor {
                 threads,
                 nice,
             };
-            Ok(Some((scratch, comparison, held_out)))
+            Ok(Ok((scratch, comparison, held_out, may_lack)))
         });
-        let Some((_scratch, comparison, held_out)) = prepared.await? else {
-            return Ok(0);
+        let (_scratch, comparison, held_out, may_lack) = match prepared.await? {
+            Ok(prepared) => prepared,
+            Err(why) => return Ok(not_judged(why)),
         };
         let verdict = comparison.run().await;
         let verdict = verdict.map_err(|error| Refusal::Judge(error.to_string()))?;
-        match verdict.accepted {
-            true => Ok(held_out),
-            false => Err(Refusal::Disagrees {
-                id: version.id.clone(),
+        if verdict.accepted {
+            let notes = verdict.notes().into_iter().map(|note| format!("; {note}"));
+            return Ok(Judgement {
+                stored_id: version.id.clone(),
                 frames: held_out,
-                reasons: verdict.reasons.join("; "),
-            }),
+                text: format!(
+                    "it agrees with float on {held_out} frames that the buffer holds out{}",
+                    notes.collect::<String>()
+                ),
+                verdict: Some(verdict),
+            });
         }
+        let reasons = verdict.reasons.join("; ");
+        // As few boxes say as little as few frames, unless the recipe insists.
+        if may_lack && verdict.judged.is_empty() && !verdict.not_judged.is_empty() {
+            return Ok(not_judged(reasons));
+        }
+        Err(Refusal::Disagrees {
+            id: version.id.clone(),
+            frames: held_out,
+            reasons,
+        })
     }
 
     /// Loads a model of the store, if it is one for this node.
@@ -703,7 +750,13 @@ impl Supervisor {
 
     /// Notes in the store what runs, for the next start. A store that cannot be written stops nothing.
     async fn remember(&self, model: &ModelInfo) {
-        match (self.paths.store.id_of(&model.path), model.precision) {
+        let stored_id = self.paths.store.id_of(&model.path);
+        self.work.send_if_modified(|work| {
+            let stays = |judgement: &Judgement| stored_id.as_ref() == Some(&judgement.stored_id);
+            let gone = work.judgement.take_if(|judgement| !stays(judgement));
+            gone.is_some()
+        });
+        match (stored_id, model.precision) {
             (Some(id), Precision::Int8) => {
                 self.tell_store(move |store, node| store.run(node, &id))
                     .await;
@@ -786,7 +839,9 @@ impl Supervisor {
             Ok(Finished { outcome, version }) => Last {
                 calibration: number,
                 outcome,
-                reasons: version.reasons.clone(),
+                reasons: version.verdict.reasons.clone(),
+                notes: version.verdict.notes(),
+                verdict: Some(version.verdict.clone()),
                 frames: Some(version.calibration_frames + version.held_out_frames),
                 seconds,
                 report: Some(version.report()),
@@ -800,6 +855,8 @@ impl Supervisor {
                     _ => Outcome::Failed,
                 },
                 reasons: vec![failure.to_string()],
+                notes: Vec::new(),
+                verdict: None,
                 frames,
                 seconds,
                 stored_id: None,
@@ -807,9 +864,11 @@ impl Supervisor {
                 report: None,
             },
         };
-        let reasons = last.reasons.join("; ");
+        let reasons = last.told().join("; ");
         match last.outcome {
-            Outcome::Swapped => tracing::info!("INT8 model runs, made in {seconds:.1} s"),
+            Outcome::Swapped => {
+                tracing::info!("INT8 model runs, made in {seconds:.1} s; {reasons}");
+            }
             Outcome::Cancelled => tracing::info!("calibration cancelled"),
             Outcome::Refused => tracing::warn!("INT8 model refused, float goes on: {reasons}"),
             Outcome::Failed => tracing::error!("calibration failed, float goes on: {reasons}"),
@@ -834,6 +893,13 @@ impl Supervisor {
             Ok::<_, Failure>(taken.await??.bag)
         };
         let mut check_buffer = None;
+        // What the buffer holds is what the network sees. A recording may lack sweeps where the live clouds do, too.
+        let wanted = self.paths.base.points.sweeps;
+        let live = self.pipeline.buffer().recent();
+        let allow_few_sweeps = match &recording {
+            Some(_) => live.first().is_some_and(|frame| frame.sweeps < wanted),
+            None => true,
+        };
         let source = match recording {
             Some(recording) => {
                 if recording.checked_on_buffer {
@@ -851,6 +917,7 @@ impl Supervisor {
         let out = incoming.path().join("model");
         let mut job = Job::new(settings, executable, model, source, out);
         job.check_buffer = check_buffer;
+        job.allow_few_sweeps = allow_few_sweeps;
         let verdict = self.quantize(&job, cancel.clone()).await?;
         if *cancel.borrow() {
             return Err(Failure::Cancelled);
@@ -915,6 +982,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is known of a model from where it was made.
+fn as_made(version: &Version) -> String {
+    match version.verdict.coverage() {
+        Some(coverage) => format!("where it was made: {coverage}"),
+        None => "its record does not say which classes were judged where it was made".into(),
+    }
+}
+
 fn absolute(what: &'static str, path: &Path) -> Result<(), Refusal> {
     match path.is_absolute() {
         true => Ok(()),
@@ -945,6 +1020,7 @@ fn said(pick: &Pick) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::calibration::Policy;
     use crate::calibration::store::Limits;
     use crate::node::calibrator::tests::quantizer;
     use std::path::Path;
@@ -1079,7 +1155,7 @@ mod tests {
         let kept = &supervisor.paths.store.list().unwrap().versions[0];
         assert_eq!(last.model.unwrap(), kept.description());
         assert_eq!(last.report.unwrap(), kept.report());
-        assert!(!kept.accepted && kept.description().is_file());
+        assert!(!kept.verdict.accepted && kept.description().is_file());
         assert_eq!(supervisor.status().precision, Precision::Float);
     }
 
@@ -1337,8 +1413,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let judge = |accepted: bool| {
             let asked = folder.path().join("asked");
-            let verdict =
-                format!("{{\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"lost cars\"]}}}}");
+            let verdict = serde_json::json!({"verdict": {
+                "accepted": accepted,
+                "reasons": ["lost cars"],
+                "judged": [{"class": "CAR", "float_boxes": 30, "int8_boxes": 29, "needed": 20}],
+                "not_judged": [{"class": "BUS", "float_boxes": 2, "int8_boxes": 1, "needed": 20}],
+                "remarks": ["BUS looks bad"],
+            }});
             let script = format!("echo \"$@\" >'{}'\necho '{verdict}'\n", asked.display());
             quantizer(folder.path(), &script);
         };
@@ -1380,9 +1461,19 @@ mod tests {
         judge(true);
         let loaded = node.load_model(name()).await.unwrap();
         assert_eq!(
-            (loaded.judged_on, node.status().precision),
+            (loaded.judgement.frames, node.status().precision),
             (held_out, Precision::Int8)
         );
+        let told = node.status().judgement.unwrap();
+        assert_eq!(told, loaded.judgement);
+        for part in [
+            "agrees with float",
+            "judged CAR (30 boxes)",
+            "not judged for lack of boxes: BUS (2 of 20 needed)",
+            "BUS looks bad",
+        ] {
+            assert!(told.text.contains(part), "{told:?}");
+        }
         let incoming = folder.path().join("store/incoming");
         assert_eq!(std::fs::read_dir(incoming).unwrap().count(), 0);
 
@@ -1393,13 +1484,110 @@ mod tests {
         let own = folder.path().join("store/incoming/own");
         made(&node.paths.base, &own, 0.7);
         let own = node.paths.store.add(&own, Some("/centerpoint")).unwrap();
-        assert_eq!(
-            node.load_model(Wanted::Named(own.id))
-                .await
-                .unwrap()
-                .judged_on,
-            0
+        let loaded = node.load_model(Wanted::Named(own.id)).await.unwrap();
+        assert_eq!(loaded.judgement.frames, 0);
+        assert!(
+            loaded
+                .judgement
+                .text
+                .starts_with("this node made it; where it was made: judged"),
+            "{:?}",
+            loaded.judgement
         );
+        node.select(Precision::Float).await.unwrap();
+        assert_eq!(node.status().judgement, None, "another model runs");
+    }
+
+    #[tokio::test]
+    async fn a_model_that_cannot_be_judged_here_runs_and_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        // No frames at all, and then frames without boxes enough.
+        let node = demo_with(folder.path(), 0, "exit 1").await;
+        let elsewhere = folder.path().join("elsewhere");
+        made(&node.paths.base, &elsewhere, 0.8);
+        let name = || Wanted::Named(elsewhere.display().to_string());
+        let loaded = node.load_model(name()).await.unwrap();
+        for part in [
+            "not judged on what this node saw: its buffer holds out 0 frames, 4 are needed",
+            "where it was made: judged",
+            "not judged for lack of boxes: NEVER_SEEN",
+        ] {
+            assert!(
+                loaded.judgement.text.contains(part),
+                "{:?}",
+                loaded.judgement
+            );
+        }
+        assert_eq!(node.status().judgement, Some(loaded.judgement));
+
+        let second = tempfile::tempdir().unwrap();
+        let few = r#"{"accepted": false, "reasons": ["no class has boxes enough"], "judged": [], "not_judged":
+            [{"class": "CAR", "float_boxes": 3, "int8_boxes": 3, "needed": 20}]}"#;
+        let script = format!("echo '{{\"verdict\": {}}}'; exit 3", few.replace('\n', " "));
+        let node = demo_with(second.path(), 24, &script).await;
+        let recipe = second.path().join("recipe.yaml");
+        let text = BUILT_IN.replace("min_held_out: 4", "min_held_out: 1");
+        std::fs::write(&recipe, &text).unwrap();
+        lock(&node.settings).recipe_path = recipe.display().to_string();
+        let loaded = node.load_model(name()).await.unwrap();
+        assert_eq!(loaded.judgement.frames, 0);
+        assert!(
+            loaded.judgement.text.contains("no class has boxes enough"),
+            "{:?}",
+            loaded.judgement
+        );
+        // A recipe that insists is heard.
+        std::fs::write(
+            &recipe,
+            text.replacen("must_judge: []", "must_judge: [CAR]", 1),
+        )
+        .unwrap();
+        let refusal = node.load_model(name()).await.unwrap_err();
+        assert!(matches!(refusal, Refusal::Disagrees { .. }), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn classes_that_the_model_cannot_find_are_refused_before_a_calibration_starts() {
+        let folder = tempfile::tempdir().unwrap();
+        let node = supervisor(folder.path(), 4, "exit 1").await;
+        let recipe = folder.path().join("recipe.yaml");
+        let text = BUILT_IN.replacen("must_judge: []", "must_judge: [TRAM]", 1);
+        std::fs::write(&recipe, text).unwrap();
+        let order = Order {
+            recipe: Some(recipe),
+            ..Order::default()
+        };
+        let refusal = node.calibrate(order).await.unwrap_err().to_string();
+        assert!(
+            refusal.contains("TRAM") && refusal.contains("CAR"),
+            "{refusal}"
+        );
+    }
+
+    #[tokio::test]
+    async fn frames_that_lack_sweeps_are_used_where_the_traffic_has_no_others_and_that_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = format!(
+            "echo \"$@\" >{}; {}",
+            folder.path().join("arguments").display(),
+            done(folder.path(), false, "lost cars")
+        );
+        let node = supervisor(folder.path(), 4, &script).await;
+        // The demo model wants two, the traffic of these tests has no odometry.
+        let policy = Policy {
+            sweeps: 2,
+            ..node.pipeline.buffer().policy()
+        };
+        node.pipeline.buffer().set_policy(policy);
+        node.pipeline.buffer().settle();
+        let started = node.calibrate(Order::default()).await.unwrap();
+        assert_eq!(
+            started.source,
+            "4 frames, 4 of them with fewer sweeps than the 2 that the model wants,"
+        );
+        finished(&node).await;
+        let said = std::fs::read_to_string(folder.path().join("arguments")).unwrap();
+        assert!(said.contains("--allow-few-sweeps"), "{said}");
     }
 
     #[tokio::test]

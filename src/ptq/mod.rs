@@ -553,7 +553,7 @@ where
     work.write(report::PAGE_FILE, report.page().as_bytes())?;
     go_on(progress)?;
     work.finish(out)?;
-    progress.update(Stage::Check, 1.0, "done");
+    progress.update(Stage::Check, 1.0, &report.check.verdict.headline());
     Ok(report)
 }
 

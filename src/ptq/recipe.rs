@@ -690,7 +690,7 @@ pub(crate) mod tests {
     #[test]
     fn classes_that_must_be_judged_are_a_list_or_all_and_known_to_the_model() {
         let with = |text: &str| {
-            let text = QUICK.replacen("gate:", &format!("gate:\n  must_judge: {text}"), 1);
+            let text = QUICK.replacen("must_judge: []", &format!("must_judge: {text}"), 1);
             Recipe::parse(&text, Path::new("r.yaml"))
         };
         let classes = ["CAR", "BUS"].map(String::from);

@@ -24,6 +24,7 @@ use super::goals::{self, Cancel, Goal};
 use super::{NodeError, Spinner, async_runtime, beside, create_node, entity, lock, logging};
 use super::{messages, parameters, publish_rosout, publisher, subscribe, until_end};
 use crate::calibration::ModelStore;
+use crate::calibration::buffer::CALIBRATION_TOPIC;
 use crate::node::calibrator::{self, Input, Job, JobError, Progress};
 use crate::node::settings::{Settings, SettingsError, Value, ros_home};
 use crate::node::status::Outcome;
@@ -422,13 +423,18 @@ impl Worker {
         let topic = Some(wanted.topic.clone()).filter(|topic| !topic.is_empty());
         let input = Input::recording(&settings, topic);
         let out = incoming.path().join("model");
-        let job = Job::new(
+        let mut job = Job::new(
             &settings,
             self.executable.clone(),
             settings.model_file(),
             (PathBuf::from(&wanted.bag), input),
             out.clone(),
         );
+        // What a node's buffer holds is what its network sees, whether that lacks sweeps or not.
+        let bag = job.bag.clone();
+        job.allow_few_sweeps = blocking(move || Ok::<_, std::convert::Infallible>(is_buffer(&bag)))
+            .await
+            .unwrap_or(false);
         let progress = |now: Progress| {
             let eta = now.eta_s.map_or(f32::NAN, |eta| eta as f32);
             goal.feed_back(now.stage, now.fraction as f32, eta, now.detail);
@@ -441,9 +447,11 @@ impl Worker {
         let (store, name) = (self.store.clone(), self.name.clone());
         let version = blocking(move || store.add(&out, Some(&name)));
         let version = version.await.map_err(failed)?;
+        // Also of a model that is accepted: which classes were judged, and which were not.
+        let notes = verdict.notes();
         let mut result = Ended {
             outcome: messages::outcome(Outcome::Refused),
-            reasons: verdict.reasons,
+            reasons: verdict.reasons.into_iter().chain(notes).collect(),
             frames: (version.calibration_frames + version.held_out_frames) as u32,
             stored_id: version.id.clone(),
             model_path: version.description().display().to_string(),
@@ -466,6 +474,12 @@ impl Worker {
             files: files.map_err(failed)?,
         };
         let loaded = detector.ask(&detector.load, &request, LOAD).await;
+        if let Ok(response) = &loaded
+            && response.success
+        {
+            // What the node's own frames said of it.
+            result.reasons.push(response.message.clone());
+        }
         let (outcome, reason) = match loaded {
             Ok(response) if response.success => (Outcome::Swapped, response.message),
             Ok(response) => (Outcome::Failed, response.message),
@@ -479,6 +493,15 @@ impl Worker {
         }
         Ok(result)
     }
+}
+
+/// Whether a bag is a copy of a node's calibration buffer.
+fn is_buffer(bag: &Path) -> bool {
+    crate::bag::Reader::open(bag).is_ok_and(|bag| {
+        bag.topics()
+            .iter()
+            .any(|topic| topic.name == CALIBRATION_TOPIC)
+    })
 }
 
 async fn raised(mut flag: watch::Receiver<bool>) {

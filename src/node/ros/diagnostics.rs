@@ -4,6 +4,7 @@ use r2r::diagnostic_msgs::msg::{DiagnosticArray, DiagnosticStatus, KeyValue};
 
 use super::silence::SILENCE;
 use crate::calibration::buffer::Fill;
+use crate::detector::Precision;
 use crate::node::latency::Summary;
 use crate::node::pipeline::{Active, Drop, Statistics};
 use crate::node::settings::Settings;
@@ -220,6 +221,10 @@ fn detection(statistics: &Statistics, active: &Active, settings: &Settings) -> T
         if let Some(f1) = shadow.f1 {
             task.value("shadow_f1", format!("{f1:.3}"));
         }
+        if let Some(boxes) = shadow.boxes {
+            // None: the window is full, and there was nothing to judge by.
+            task.value("shadow_boxes", boxes);
+        }
     }
     task.latency("processing", statistics.processing);
     task.latency("inference_float", statistics.inference_float);
@@ -247,13 +252,26 @@ fn calibration(
     } else if let Some(last) = &work.last {
         let reasons = last.reasons.join("; ");
         match last.outcome {
-            Outcome::Swapped => task.message = "INT8 model made and swapped in".into(),
+            Outcome::Swapped => {
+                let notes = last.notes.iter().map(|note| format!("; {note}"));
+                task.message = format!(
+                    "INT8 model made and swapped in{}",
+                    notes.collect::<String>()
+                );
+            }
             Outcome::Cancelled => task.message = "last calibration cancelled".into(),
             Outcome::Refused => task.warn(format!("INT8 model refused: {reasons}")),
             Outcome::Failed => task.warn(format!("last calibration failed: {reasons}")),
         }
     }
     task.troubles(Part::Calibration, &statistics.troubles);
+    if let Some(judgement) = &work.judgement
+        && judgement.frames == 0
+        && work.calibrating.is_none()
+        && active.model.precision == Precision::Int8
+    {
+        task.message = format!("{} runs: {}", judgement.stored_id, judgement.text);
+    }
     let state = match &work.calibrating {
         Some(_) => "calibrating",
         None => "idle",
@@ -261,6 +279,7 @@ fn calibration(
     task.value("state", state);
     task.value("buffer_frames", fill.frames());
     task.value("buffer_held_out_frames", fill.held_out);
+    task.value("buffer_frames_few_sweeps", fill.few_sweeps);
     task.value("buffer_max_frames", settings.calibration_max_frames);
     task.value("buffer_min_frames", settings.calibration_min_frames);
     task.value("buffer_mb", format!("{:.1}", fill.bytes as f64 / 1e6));
@@ -274,6 +293,16 @@ fn calibration(
     }
     if let Some(int8) = &active.int8 {
         task.value("int8_model_id", &int8.id);
+    }
+    if let Some(judgement) = &work.judgement {
+        task.value("judged_on_own_frames", judgement.frames);
+        task.value("judgement", &judgement.text);
+    }
+    if let Some(verdict) = work.last.as_ref().and_then(|last| last.verdict.as_ref()) {
+        task.value("verdict", verdict.headline());
+        for remark in &verdict.remarks {
+            task.value("verdict_remark", remark);
+        }
     }
     if let Some(report) = work.last.as_ref().and_then(|last| last.report.as_ref()) {
         task.value("report", report.display());

@@ -171,7 +171,7 @@ pub fn calibration_status(status: &Status) -> CalibrationStatus {
     if let Some(last) = &status.last {
         message.last_calibration = last.calibration;
         message.last_outcome = outcome(last.outcome);
-        message.last_reasons = last.reasons.clone();
+        message.last_reasons = last.told();
         message.last_frames = last.frames.unwrap_or(0) as u32;
         message.last_seconds = last.seconds;
         message.last_stored_id = text(&last.stored_id);
@@ -206,8 +206,10 @@ pub fn model(version: &Version, selection: &Selection) -> Model {
         calibration_frames: version.calibration_frames as u32,
         held_out_frames: version.held_out_frames as u32,
         bytes: version.bytes(),
-        accepted: version.accepted,
-        reasons: version.reasons.clone(),
+        accepted: version.verdict.accepted,
+        reasons: (version.verdict.reasons.iter().cloned())
+            .chain(version.verdict.notes())
+            .collect(),
         f1: measured(version.f1),
         speedup: measured(version.speedup),
         running: selection.runs.as_ref() == Some(&version.id),

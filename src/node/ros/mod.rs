@@ -240,7 +240,7 @@ pub fn run() -> Result<(), NodeError> {
     let shadow = settings.shadow();
     let buffer = CalibrationBuffer::open(
         &settings.buffer_folder(&ros_home, &name),
-        settings.buffer_policy(),
+        settings.buffer_policy(paths.base.points.sweeps),
     )
     .map_err(|source| NodeError::Start {
         what: "the calibration buffer",
@@ -637,7 +637,8 @@ async fn publish_diagnostics(
         second.tick().await;
         let settings = lock(&settings).clone();
         // Parameters may have changed.
-        pipeline.buffer().set_policy(settings.buffer_policy());
+        let sweeps = pipeline.buffer().policy().sweeps;
+        pipeline.buffer().set_policy(settings.buffer_policy(sweeps));
         let fill = pipeline.buffer().fill();
         note_problems(&pipeline, &work.borrow(), &fill);
         let mut report = diagnostics.report(

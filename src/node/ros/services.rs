@@ -241,18 +241,16 @@ fn runs(active: &Active) -> String {
 }
 
 fn taken_over(loaded: &Loaded) -> String {
-    let runs = runs(&loaded.active);
-    match loaded.judged_on {
-        0 => runs,
-        frames => {
-            format!("{runs}; it agrees with float on {frames} frames that the buffer holds out")
-        }
-    }
+    format!("{}; {}", runs(&loaded.active), loaded.judgement.text)
 }
 
 fn written(saved: &Snapshot) -> String {
+    let few = match saved.few_sweeps {
+        0 => String::new(),
+        few => format!("; {few} of them have fewer sweeps than the model wants"),
+    };
     format!(
-        "wrote {} frames to calibrate with and {} to check with to {}",
+        "wrote {} frames to calibrate with and {} to check with to {}{few}",
         saved.calibration,
         saved.held_out,
         saved.bag.display()

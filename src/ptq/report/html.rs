@@ -9,10 +9,10 @@ use std::time::{Duration, UNIX_EPOCH};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::svg::{Axis, Mark};
-use super::{FileRecord, LayerReport, Report, TensorReport};
+use super::{FileRecord, LayerReport, Report, TensorReport, by_sweeps};
 use crate::detector::kernels::Operator;
 use crate::eval::{AgreementCell, Spread};
-use crate::ptq::check::{Latency, Measure};
+use crate::ptq::check::{Evidence, Latency, Measure, Verdict};
 use crate::ptq::frames::Role;
 use crate::ptq::quantizer::Quantizer;
 use crate::ptq::recipe::Bounds;
@@ -30,6 +30,7 @@ const WORST: usize = 8;
 pub(super) fn page(report: &Report) -> String {
     let sections = [
         ("agreement", "Agreement with float", agreement(report)),
+        ("input", "Input", input(report)),
         ("sensitivity", "Where the error is", sensitivity(report)),
         ("activations", "Activations", activations(report)),
         ("weights", "Weights", weights(report)),
@@ -79,10 +80,11 @@ fn headline(report: &Report) -> Markup {
             "INT8 for " (report.target) ", recipe " (report.recipe.name) ", " (date(report.tool.created)) ", on "
             (report.tool.machine)
         }
-        div.verdict.accepted[verdict.accepted] {
+        @let whole = verdict.not_judged.is_empty() && verdict.remarks.is_empty();
+        div.verdict.accepted[verdict.accepted].partly[!whole] {
             strong { @if verdict.accepted { "Accepted" } @else { "Refused" } }
             @if verdict.accepted {
-                " by the gate: its bounds on the agreement with float hold."
+                " by the gate: its bounds on the agreement with float hold for what was judged."
             } @else {
                 " by the gate. The model is written; the reasons against it:"
                 ul {
@@ -91,8 +93,75 @@ fn headline(report: &Report) -> Markup {
                     }
                 }
             }
+            (evidence(verdict))
         }
         (tiles(report))
+    }
+}
+
+/// What the verdict rests on, and what it does not cover.
+fn evidence(verdict: &Verdict) -> Markup {
+    let list = |evidence: &mut dyn Iterator<Item = &Evidence>, needed: bool| {
+        let each = evidence.map(|e| {
+            let needed = match needed {
+                true => format!("; {} needed", e.needed),
+                false => String::new(),
+            };
+            format!(
+                "{e} ({} of float, {} of INT8{needed})",
+                e.float_boxes, e.int8_boxes
+            )
+        });
+        each.collect::<Vec<_>>().join(", ")
+    };
+    let judged = list(&mut verdict.judged_classes(), false);
+    let not_judged = list(&mut verdict.unjudged_classes(), true);
+    let bands = list(&mut verdict.unjudged_bands(), true);
+    html! {
+        @if !judged.is_empty() {
+            p { b { "Judged" } ", with so many boxes: " (judged) "." }
+        }
+        @if !not_judged.is_empty() {
+            p.unjudged {
+                b { "Not judged" } ", for lack of boxes: " (not_judged) ". How well INT8 finds these is not known."
+            }
+        }
+        @if !bands.is_empty() {
+            p.unjudged { b { "Not judged at these distances" } ", for lack of boxes: " (bands) "." }
+        }
+        @if !verdict.remarks.is_empty() {
+            ul.unjudged {
+                @for remark in &verdict.remarks {
+                    li { (remark) }
+                }
+            }
+        }
+    }
+}
+
+fn input(report: &Report) -> Markup {
+    let input = &report.input;
+    let lines = input.lines();
+    html! {
+        p {
+            (report.frames.calibration) " frames to calibrate with, " (report.frames.held_out) " to check with; "
+            (report.frames.empty) " empty ones were left out."
+            @if input.sweeps_wanted > 0 {
+                " The model was trained with " (input.sweeps_wanted) " sweeps a frame; there were "
+                (by_sweeps(&input.sweeps)) "."
+            }
+        }
+        @if input.sweeps_wanted == 0 {
+            p { "How they were read is not in this report." }
+        } @else if lines.is_empty() {
+            p { "Nothing in them was odd." }
+        } @else {
+            ul {
+                @for line in &lines {
+                    li { (line) }
+                }
+            }
+        }
     }
 }
 
@@ -197,9 +266,15 @@ fn agreement(report: &Report) -> Markup {
     let mean = |spread: Option<Spread>| spread.map(|s| s.mean);
     // Sums over the classes are not held against bounds.
     let row = |name: &str, cell: &AgreementCell, class: &str, bounds: Option<&Bounds>| {
-        let breaches = bounds.map_or(Vec::new(), |bounds| bounds.breaches(cell));
-        let breaks = |measure| breaches.iter().any(|b| b.measure == measure);
+        let broken = bounds.map_or(Vec::new(), |bounds| bounds.broken(cell));
         let judged = bounds.is_some_and(|bounds| bounds.judges(cell));
+        // Figures of too few boxes break no bound, but they are none to rely on.
+        let class_of = |measure| match (broken.iter().any(|b| b.measure == measure), judged) {
+            (false, _) => "n",
+            (true, true) => "n bad",
+            (true, false) => "n unjudged",
+        };
+        let (float_boxes, int8_boxes) = (cell.matched + cell.missed, cell.matched + cell.extra);
         let boxes = (cell.matched + cell.missed + cell.extra) as f64;
         let matched = cell.matched as f64 / boxes;
         let missed = matched + cell.missed as f64 / boxes;
@@ -214,15 +289,22 @@ fn agreement(report: &Report) -> Markup {
         };
         html! {
             tr class=(class) {
-                td { (name) @if !judged && class == "whole" { span.note { " not judged" } } }
+                td {
+                    (name)
+                    @if let Some(bounds) = bounds && !judged {
+                        span.unjudged {
+                            " not judged: " (float_boxes.max(int8_boxes)) " of " (bounds.needed()) " boxes"
+                        }
+                    }
+                }
                 td.drawing { @if boxes > 0.0 { (axis.row(&words, marks)) } @else { span.dim { "no boxes" } } }
                 td.n { (cell.matched) }
-                td.n.bad[breaks(Measure::Missed)] { (cell.missed) }
-                td.n.bad[breaks(Measure::Extra)] { (cell.extra) }
-                td.n.bad[breaks(Measure::F1)] { (fixed(cell.f1)) }
-                td.n.bad[breaks(Measure::Centre)] { (fixed(mean(cell.centre))) }
-                td.n.bad[breaks(Measure::Size)] { (fixed(mean(cell.size))) }
-                td.n.bad[breaks(Measure::Heading)] { (fixed(mean(cell.yaw))) }
+                td class=(class_of(Measure::Missed)) { (cell.missed) }
+                td class=(class_of(Measure::Extra)) { (cell.extra) }
+                td class=(class_of(Measure::F1)) { (fixed(cell.f1)) }
+                td class=(class_of(Measure::Centre)) { (fixed(mean(cell.centre))) }
+                td class=(class_of(Measure::Size)) { (fixed(mean(cell.size))) }
+                td class=(class_of(Measure::Heading)) { (fixed(mean(cell.yaw))) }
                 td.n { (fixed(mean(cell.velocity))) }
                 td.n { (fixed(cell.score_shift)) }
             }
@@ -237,7 +319,8 @@ fn agreement(report: &Report) -> Markup {
             @if let Some(bands) = &gate.bands {
                 " In each distance band it judges each class with at least " (limits(bands)) "."
             }
-            " Values that break a bound are red. Distance bands are in metres."
+            " Values that break a bound are red; where there are too few boxes to judge they would, and are orange. "
+            "Distance bands are in metres."
         }
         div.legend {
             @for (class, what) in [("matched", "in both"), ("missed", "only float"), ("extra", "only INT8")] {
@@ -748,7 +831,9 @@ fn provenance(report: &Report) -> Markup {
         details {
             summary { (report.frames.list.len()) " frames" }
             table {
-                thead { tr { th.n { "Stamp, ns" } th { "Role" } th.n { "Points" } th { "SHA-256" } } }
+                thead {
+                    tr { th.n { "Stamp, ns" } th { "Role" } th.n { "Points" } th.n { "Sweeps" } th { "SHA-256" } }
+                }
                 tbody {
                     @for frame in &report.frames.list {
                         tr {
@@ -757,6 +842,7 @@ fn provenance(report: &Report) -> Markup {
                                 @match frame.role { Role::Calibration => "calibration", Role::HeldOut => "held out" }
                             }
                             td.n { (frame.points) }
+                            td.n { (frame.sweeps.map_or("–".into(), |n| n.to_string())) }
                             td.text { code { (frame.sha256) } }
                         }
                     }

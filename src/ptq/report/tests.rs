@@ -373,6 +373,120 @@ fn numbers_that_are_none_draw_nothing() {
 }
 
 #[test]
+fn what_was_not_judged_stands_beside_the_verdict() {
+    let report = sample();
+    let page = report.page();
+    let verdict =
+        &page[page.find("class=\"verdict").unwrap()..page.find("class=\"tiles\"").unwrap()];
+    for part in [
+        "Judged",
+        "(30 of float, 30 of INT8)",
+        "Not judged",
+        "NEVER_SEEN (0 of float, 0 of INT8; 20 needed)",
+    ] {
+        assert!(verdict.contains(part), "{part}: {verdict}");
+    }
+    assert!(
+        !verdict.contains("class=\"note\"") && !verdict.contains("class=\"dim\""),
+        "not in grey"
+    );
+    let text = report.summary();
+    for part in [
+        "judged      ",
+        "NOT JUDGED   NEVER_SEEN (0 of float, 0 of INT8, 20 needed)",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&json(&report)).unwrap();
+    let verdict = &json["check"]["verdict"];
+    assert_eq!(verdict["judged"][0]["float_boxes"], 30);
+    let unseen = verdict["not_judged"].as_array().unwrap();
+    let unseen = unseen.iter().find(|e| e["class"] == "NEVER_SEEN").unwrap();
+    assert_eq!(
+        (&unseen["needed"], &unseen["yaw_error"]),
+        (&20.into(), &serde_json::Value::Null)
+    );
+}
+
+#[test]
+fn remarks_stand_beside_the_verdict() {
+    let mut report = sample();
+    report.check.verdict.remarks = vec!["calibrated on single sweeps".into()];
+    let page = report.page();
+    let verdict = &page[..page.find("class=\"tiles\"").unwrap()];
+    assert!(verdict.contains("calibrated on single sweeps"), "{verdict}");
+    assert!(report.summary().contains("  ! calibrated on single sweeps"));
+}
+
+#[test]
+fn a_report_from_before_says_what_its_verdict_rests_on_all_the_same() {
+    let report = sample();
+    let mut old: serde_json::Value = serde_json::from_str(&json(&report)).unwrap();
+    for key in ["judged", "not_judged", "remarks"] {
+        old["check"]["verdict"].as_object_mut().unwrap().remove(key);
+    }
+    old.as_object_mut().unwrap().remove("input");
+    old["frames"]["list"][0]
+        .as_object_mut()
+        .unwrap()
+        .remove("sweeps");
+    let old = parse(&old.to_string()).unwrap();
+    assert_eq!(old.check.verdict, report.check.verdict);
+    assert_eq!(
+        (old.input.sweeps_wanted, old.frames.list[0].sweeps),
+        (0, None)
+    );
+    assert!(old.page().contains("is not in this report"));
+}
+
+#[test]
+fn the_report_says_how_the_frames_were_read() {
+    let report = sample();
+    let (page, text) = (report.page(), report.summary());
+    for part in [
+        "sweeps in the frames used, where the model wants 2: 1 frame of 1 sweep",
+        "left out, since they have fewer sweeps than the 2 that the model wants: 3 frames of 1 sweep",
+        "no ego motion in 2 of 5 frames",
+        "1 message could not be read",
+        "1 cloud at the start was skipped",
+    ] {
+        assert!(page.contains(part) && text.contains(part), "{part}: {text}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&json(&report)).unwrap();
+    assert_eq!(json["input"]["sweeps"]["1"], 1);
+    assert_eq!(json["input"]["conditions"][0]["kind"], "no_ego_motion");
+    assert_eq!(json["input"]["losses"][0]["kind"], "bad_cloud");
+}
+
+#[test]
+fn frames_with_too_few_sweeps_are_told_by_role() {
+    let frame = |role, sweeps| FrameRecord {
+        stamp: 0,
+        role,
+        points: 1,
+        sweeps: Some(sweeps),
+        sha256: String::new(),
+    };
+    let told = |frames: &[FrameRecord]| {
+        Input::new(2, frames, Told::default(), &Conditions::default()).few_sweeps(frames)
+    };
+    assert_eq!(
+        told(&[frame(Role::Calibration, 2), frame(Role::HeldOut, 2)]),
+        None
+    );
+    assert_eq!(
+        told(&[
+            frame(Role::Calibration, 2),
+            frame(Role::Calibration, 1),
+            frame(Role::HeldOut, 1)
+        ])
+        .unwrap(),
+        "calibrated on 1 of 2 frames with single sweeps, checked on 1 of 1 frames with single sweeps, where the model \
+         wants 2 sweeps"
+    );
+}
+
+#[test]
 fn a_class_without_boxes_says_so() {
     let page = sample().page();
     let row = page.split("NEVER_SEEN").nth(1).unwrap();
