@@ -138,8 +138,8 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         let runs = detectors.iter_mut().map(|d| d.detect(&frame.points));
         match runs.collect::<Result<Vec<_>, _>>() {
             Ok(found) => {
-                for (detector, inference) in detectors.iter().zip(&found) {
-                    intake.detected(inference, detector.description());
+                for inference in &found {
+                    intake.detected(&inference.conditions);
                 }
                 clouds.push(frame.points);
             }

@@ -109,7 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
                 continue;
             }
         };
-        intake.detected(&inference, &model);
+        intake.detected(&inference.conditions);
         milliseconds += inference.timing.total_ms;
         if let Some(folder) = &args.dump {
             dump(

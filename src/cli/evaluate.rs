@@ -13,6 +13,7 @@ use super::input::{Intake, SensorPose, Strictness, insert_unique, parse_pose};
 use super::output::{check_file, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
+use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, InputOptions};
 use crate::cloud::summary::InputSummary;
 use crate::detector::{Detector, DetectorError, ModelDescription, decode};
@@ -271,7 +272,10 @@ fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
         let mut found = Vec::new();
         for (model, detector) in models.iter().zip(&mut detectors) {
             match detect_both_ways(detector, model, args.score_threshold, points) {
-                Ok(by_model) => found.push(by_model),
+                Ok((by_model, conditions)) => {
+                    intake.detected(&conditions);
+                    found.push(by_model);
+                }
                 Err(error) => return Ok(intake.failed(frame.stamp, &error)?),
             }
         }
@@ -287,23 +291,25 @@ fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
     Ok((classes, runs, labels, Some(input)))
 }
 
-/// One inference, decoded twice: with a low threshold for average precision, and as deployed.
+/// One inference, decoded twice: with a low threshold for average precision, and as deployed. And what
+/// was odd about it.
 fn detect_both_ways(
     detector: &mut Detector,
     model: &ModelDescription,
     threshold: f32,
     points: &Points,
-) -> Result<Found, DetectorError> {
+) -> Result<(Found, Vec<Condition>), DetectorError> {
     let spatial = detector.spatial_features(points)?;
     let maps = detector.heads(&spatial)?;
     let mut open = model.clone();
     for of_class in &mut open.post.score_thresholds {
         *of_class = of_class.min(threshold);
     }
-    Ok(Found {
+    let found = Found {
         scored: decode::decode(&maps.view(), &open),
         deployed: detector.decode(&maps),
-    })
+    };
+    Ok((found, detector.conditions(&maps)))
 }
 
 /// Feeds the frames of the bag, put together as `wanted`, to `take`.

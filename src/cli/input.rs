@@ -13,10 +13,10 @@ use anyhow::ensure;
 use super::sweeps::Sweeps;
 use super::{Ended, terminal};
 use crate::bag::Stamp;
-use crate::cloud::condition::{Condition, ConditionKind};
+use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameError, Frames, InputOptions, Loss};
 use crate::cloud::summary::{InputSummary, InputTally};
-use crate::detector::{Inference, ModelDescription};
+use crate::detector::ModelDescription;
 
 /// Which clouds of a bag are read, and how they come into the model's frame.
 #[derive(clap::Args, Clone, Default)]
@@ -192,14 +192,11 @@ impl Intake {
     }
 
     /// Adds what the network found worth telling of the frame that was given out last.
-    pub fn detected(&self, inference: &Inference, model: &ModelDescription) {
-        if inference.dropped_pillars > 0 {
-            let text = format!(
-                "{} pillars of a frame were lost to grid.max_pillars = {} of the model; raise it",
-                inference.dropped_pillars, model.grid.max_pillars
-            );
-            self.note(Condition::new(ConditionKind::DroppedPillars, text));
-        }
+    pub fn detected(&self, conditions: &[Condition]) {
+        conditions
+            .iter()
+            .cloned()
+            .for_each(|condition| self.note(condition));
     }
 
     /// Takes note that the network failed on the frame that was given out last, which is an error
@@ -420,6 +417,7 @@ mod tests {
     use super::*;
     use crate::bag::Writer;
     use crate::bag::msg::{Header, PointCloud2};
+    use crate::cloud::condition::ConditionKind;
     use crate::cloud::{Point, Points, encode};
 
     #[test]

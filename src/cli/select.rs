@@ -93,7 +93,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
                 continue;
             }
         };
-        intake.detected(&found, &model);
+        intake.detected(&found.conditions);
         buffer.offer(&frame, &found.detections, model.classes.len());
         buffer.settle();
         if let Some(problem) = buffer.fill().problem {

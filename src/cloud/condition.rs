@@ -58,6 +58,32 @@ pub enum ConditionKind {
 }
 
 impl ConditionKind {
+    /// All kinds, in their order.
+    pub const ALL: [ConditionKind; 22] = [
+        ConditionKind::ByteOrder,
+        ConditionKind::AssumedPlace,
+        ConditionKind::NoStamp,
+        ConditionKind::RepeatedStamp,
+        ConditionKind::SeveralSensors,
+        ConditionKind::InvalidTransform,
+        ConditionKind::NoEgoMotion,
+        ConditionKind::FewSweeps,
+        ConditionKind::SweepAge,
+        ConditionKind::OutsideGrid,
+        ConditionKind::GroundHeight,
+        ConditionKind::NoIntensity,
+        ConditionKind::IntensityScale,
+        ConditionKind::OnePillar,
+        ConditionKind::Denser,
+        ConditionKind::Empty,
+        ConditionKind::NotFinite,
+        ConditionKind::DroppedPillars,
+        ConditionKind::HeatmapScale,
+        ConditionKind::BoxSize,
+        ConditionKind::HeadingVector,
+        ConditionKind::CentreOffset,
+    ];
+
     /// The name in JSON and in diagnostics.
     pub fn name(self) -> &'static str {
         match self {
@@ -181,10 +207,21 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_json() {
-        for kind in [ConditionKind::AssumedPlace, ConditionKind::CentreOffset] {
+    fn names_are_those_of_json_and_every_one_is_explained() {
+        let page = include_str!("../../docs/input.md");
+        for (i, kind) in ConditionKind::ALL.into_iter().enumerate() {
             let json = serde_json::to_string(&kind).unwrap();
             assert_eq!(json, format!("\"{}\"", kind.name()));
+            assert_eq!(kind as usize, i);
+            let row = format!("| `{}` |", kind.name());
+            assert!(page.contains(&row), "docs/input.md says nothing of {row}");
         }
+        assert_eq!(
+            page.lines().filter(|line| line.starts_with("| `")).count(),
+            ConditionKind::ALL.len() + LAYOUT_ROWS
+        );
     }
+
+    /// Rows of the page's table of what is read although it contradicts itself.
+    const LAYOUT_ROWS: usize = 3;
 }

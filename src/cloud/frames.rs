@@ -440,7 +440,8 @@ impl FrameAssembler {
                     ConditionKind::NoEgoMotion,
                     format!(
                         "the vehicle's pose is not known, so single sweeps are used where the model wants \
-                         {wanted}: {error}"
+                         {wanted}: {error}{}",
+                        clock_hint(error)
                     ),
                 )),
                 _ => conditions.extend(self.options.sweep_conditions(&joined)),
@@ -539,6 +540,30 @@ impl InputOptions {
             None
         }
     }
+}
+
+/// What may be the matter where a stamp is far from all that tf knows.
+fn clock_hint(error: &TfError) -> String {
+    /// Seconds; no transform is as late.
+    const FAR: f64 = 5.0;
+    let TfError::Extrapolation {
+        first, last, stamp, ..
+    } = error
+    else {
+        return String::new();
+    };
+    let (ahead, behind) = (stamp.seconds_since(*last), first.seconds_since(*stamp));
+    let (off, way) = match ahead > behind {
+        true => (ahead, "ahead of"),
+        false => (behind, "behind"),
+    };
+    if off < FAR {
+        return String::new();
+    }
+    format!(
+        "; the clouds' clock seems to be {off:.0} s {way} that of tf (TAI is 37 s ahead of UTC, a sensor without a \
+         clock source counts from when it was switched on)"
+    )
 }
 
 /// The stamp of a header that was never filled in.
@@ -1230,6 +1255,22 @@ mod tests {
                 _ => &[],
             };
             assert_eq!(kinds(&frame), expected, "{i}");
+        }
+    }
+
+    #[test]
+    fn clocks_that_do_not_agree_are_named() {
+        let mut assembler = FrameAssembler::new(options(2));
+        assembler.push_tf(&lidar(), true);
+        for (stamp, hint) in [(370, "37 s ahead of"), (-3000, "300 s behind")] {
+            assembler.push_tf(&ego("odom", 0), false);
+            assembler.push_tf(&ego("odom", 1), false);
+            let mut cloud = cloud(0);
+            cloud.header.stamp = Stamp(stamp * TENTH);
+            let frame = assembler.push_cloud(&cloud).unwrap();
+            assert_eq!(kinds(&frame), [ConditionKind::NoEgoMotion]);
+            let text = &frame.conditions[0].text;
+            assert!(text.contains(hint), "{text}");
         }
     }
 

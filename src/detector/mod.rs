@@ -567,6 +567,20 @@ impl Detector {
         })
     }
 
+    /// What is odd about the cloud that was seen last and these head maps of it, as [`detect`](Self::detect)
+    /// tells it.
+    pub fn conditions(&mut self, maps: &HeadMaps) -> Vec<Condition> {
+        let (_, figures) = decode::decode_with_figures(&maps.view(), &self.model);
+        let mut conditions = figures.conditions(&self.model);
+        if self.pillarizer.len() > 0 {
+            let heatmap = &maps.view().heatmap;
+            conditions.extend(self.logits.watch(heatmap, &self.model));
+        }
+        conditions.extend(self.dropped());
+        conditions.sort_by_key(|condition| condition.kind);
+        conditions
+    }
+
     /// What to say of pillars that did not fit.
     fn dropped(&self) -> Option<Condition> {
         let (kept, dropped) = (self.pillarizer.len(), self.pillarizer.dropped_pillars());

@@ -30,7 +30,7 @@ use crate::bag::Stamp;
 use crate::bag::msg::{Header, PointCloud2, TfMessage};
 use crate::calibration::CalibrationBuffer;
 use crate::cloud::Points;
-use crate::cloud::condition::{Condition, ConditionKind};
+use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameAssembler, FrameError};
 use crate::detector::{Inference, Precision, Timing};
 
@@ -722,7 +722,7 @@ impl Shared {
         let processing_ms = assembled.assembly_ms + inference_ms;
         let model = engines.running().info.clone();
         self.account(&model, &inference, inference_ms, processing_ms);
-        self.saw(Part::Detection, &conditions(&inference));
+        self.saw(Part::Detection, &inference.conditions);
         if let (Some(shadow), Precision::Int8) = (self.shadow.get(), model.precision) {
             shadow.offer(&assembled.frame, &inference.detections, &model);
         }
@@ -766,16 +766,6 @@ impl Shared {
             }
         }
     }
-}
-
-/// What is wrong with a detection.
-fn conditions(inference: &Inference) -> Vec<Condition> {
-    let dropped = inference.dropped_pillars;
-    let text = format!(
-        "{dropped} pillars of a cloud did not fit the model's max_pillars, so parts of the scene are not seen"
-    );
-    let condition = Condition::new(ConditionKind::DroppedPillars, text);
-    Vec::from_iter((dropped > 0).then_some(condition))
 }
 
 /// Whether transforms are worth waiting for.
