@@ -1,6 +1,6 @@
 """Make the ROS 2 wheels of this virtual environment usable for C and Rust builds.
 
-The wheels are made for Python users. Three things keep other builds from using them:
+The wheels are made for Python users. These things keep other builds from using them:
 
 1. Their exported CMake files name the Python of the machine they were built on.
 2. r2r links `librmw_implementation`, which they do not carry: rclpy's wheels link
@@ -8,6 +8,8 @@ The wheels are made for Python users. Three things keep other builds from using 
 3. librcl, librcl_action and librcl_lifecycle name the messages' Python libraries as
    needed without using them. A process that is not Python then fails to load with
    "undefined symbol: PyExc_RuntimeError".
+4. rosidl reads the paths of message files in a way that ends at the first letter beyond ASCII
+   (of every ROS 2, not only of the wheels).
 
 Run it with the environment's own Python; a second run changes nothing.
 """
@@ -33,16 +35,17 @@ def fix_cmake_files() -> int:
          numpy.get_include()),
         (re.compile(r"/opt/python/cp\d+-cp\d+/include/python[\d.]+"), include),
         (re.compile(r"/opt/python/cp\d+-cp\d+"), library_prefix),
+        (re.compile(r'(?<=file\(STRINGS "\$\{idl_output\}" idl_tuples)(?=\))'), " ENCODING UTF-8"),
     ]
     changed = 0
     for folder in (PREFIX / "share", LIB / "cmake"):
         for path in folder.rglob("*.cmake"):
-            old = path.read_text()
+            old = path.read_text(encoding="utf-8")
             new = old
             for pattern, replacement in rules:
                 new = pattern.sub(lambda _, text=replacement: str(text), new)
             if new != old:
-                path.write_text(new)
+                path.write_text(new, encoding="utf-8")
                 changed += 1
     return changed
 
