@@ -2,12 +2,8 @@
 
 use std::process::ExitCode;
 
+use centerpoint_ptq::node::{ros, usage};
+
 fn main() -> ExitCode {
-    match centerpoint_ptq::node::ros::action::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("calibration_action_server: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    ros::main(&usage::ACTION_SERVER, ros::action::run)
 }

@@ -2,12 +2,8 @@
 
 use std::process::ExitCode;
 
+use centerpoint_ptq::node::{ros, usage};
+
 fn main() -> ExitCode {
-    match centerpoint_ptq::node::ros::run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("centerpoint_node: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    ros::main(&usage::NODE, ros::run)
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::Command;
@@ -26,6 +27,12 @@ const MAX_LINE: usize = 64 * 1024;
 const REFUSED: i32 = 3;
 /// Exit code of one whose model was written and accepted, while some of the recording was lost.
 const WITH_LOSSES: i32 = 4;
+/// Silence of the child after which the log says so: it is waited for, however long it takes, and may be cancelled.
+const SILENT: Duration = Duration::from_secs(300);
+/// What a comparison of two models may take; a judged model waits for it, and so does who asked.
+const COMPARISON: Duration = Duration::from_secs(1800);
+/// What the child's last words may take once it has ended: another process may hold its output open.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Lines of the child's standard error that an error message carries.
 const STDERR_LINES: usize = 12;
 
@@ -214,15 +221,41 @@ impl Job {
     }
 }
 
-/// A program that runs at this niceness.
+/// A program that runs at this niceness, or at the node's own where that is higher and may not be lowered.
 fn polite(executable: &Path, nice: i32) -> Command {
-    if nice <= 0 {
+    let own = own_niceness();
+    // The system's `nice` counts from the niceness of who calls it.
+    let step = nice - own;
+    if step == 0 {
+        return Command::new(executable);
+    }
+    if step < 0 && !may_lower_niceness(nice) {
+        tracing::info!(
+            "what runs for a calibration runs at niceness {own}, as the node does, and not at {nice} (calibration.nice): only a \
+             privileged process may lower it"
+        );
         return Command::new(executable);
     }
     // `nice` replaces itself by the program, so the process id is the program's.
     let mut command = Command::new("nice");
-    command.arg("-n").arg(nice.to_string()).arg(executable);
+    command.arg("-n").arg(step.to_string()).arg(executable);
     command
+}
+
+/// The niceness that a child of this process starts with.
+fn own_niceness() -> i32 {
+    // Without an own process id it is that of the calling thread, which may be of a lower priority.
+    let process = rustix::process::getpid();
+    rustix::process::getpriority_process(Some(process)).unwrap_or(0)
+}
+
+/// Whether this process may go down to `nice`: tried on a thread of its own, since it cannot be asked.
+fn may_lower_niceness(nice: i32) -> bool {
+    let tried = std::thread::spawn(move || {
+        let thread = rustix::thread::gettid();
+        rustix::process::setpriority_process(Some(thread), nice).is_ok()
+    });
+    tried.join().unwrap_or(false)
 }
 
 /// A model to hold against the float one on frames of the node's buffer.
@@ -264,7 +297,16 @@ impl Comparison {
             .stdin(Stdio::null())
             .process_group(0)
             .kill_on_drop(true);
-        let output = command.output().await.map_err(|source| JobError::Start {
+        // Dropped, it ends the child.
+        let output = tokio::time::timeout(COMPARISON, command.output());
+        let Ok(output) = output.await else {
+            let message = format!(
+                "the comparison has not ended after {} min",
+                COMPARISON.as_secs() / 60
+            );
+            return Err(JobError::Failed { message });
+        };
+        let output = output.map_err(|source| JobError::Start {
             executable: self.executable.clone(),
             source,
         })?;
@@ -313,15 +355,28 @@ pub async fn run(
     let mut lines = Lines::new(stdout);
     let mut verdict = None;
     let mut failure = None;
+    let mut heard = Instant::now();
+    let mut pulse = tokio::time::interval_at(tokio::time::Instant::now() + SILENT, SILENT);
     loop {
         let line = tokio::select! {
             line = lines.next() => line?,
+            _ = pulse.tick() => {
+                if heard.elapsed() >= SILENT {
+                    tracing::warn!(
+                        "the quantization (process {:?}) has said nothing for {} min; it goes on until it is cancelled",
+                        child.id(),
+                        heard.elapsed().as_secs() / 60
+                    );
+                }
+                continue;
+            }
             () = cancelled(&mut cancel) => {
                 child.kill().await?;
                 return Err(JobError::Cancelled);
             }
         };
         let Some(line) = line else { break };
+        heard = Instant::now();
         match serde_json::from_str(&line) {
             Ok(Line::Progress(report)) => progress(report),
             Ok(Line::Done { verdict: given }) => verdict = Some(given),
@@ -345,7 +400,10 @@ pub async fn run(
         (Some(verdict), None) if !verdict.accepted && status.code() == Some(REFUSED) => Ok(verdict),
         _ => Err(JobError::Ended {
             status: describe(status),
-            stderr: errors.await.unwrap_or_default(),
+            stderr: match tokio::time::timeout(LAST_WORDS, errors).await {
+                Ok(said) => said.unwrap_or_default(),
+                Err(_) => Vec::new(),
+            },
         }),
     }
 }
@@ -484,6 +542,12 @@ exit 3"#,
             folder.path(),
             r#"echo "{\"event\":\"error\",\"message\":\"$* nice $(nice)\"}""#,
         );
+        // These tests may run at a niceness themselves.
+        let own = own_niceness();
+        let nice = match own <= job.nice || may_lower_niceness(job.nice) {
+            true => job.nice,
+            false => own,
+        };
         let (result, _) = outcome(&job).await;
         let said = result.unwrap_err().to_string();
         let out = job.out.display();
@@ -491,7 +555,7 @@ exit 3"#,
             said.contains(&format!(
                 "quantize --model model.yaml --bag bag --check-buffer snapshot --recipe recipe.yaml --topic=/lidar \
                  --sensor-pose=-1 0 1.5 0 0 0 --target cpu \
-                 --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice 7",
+                 --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice {nice}",
                 std::process::id()
             )),
             "{said}"

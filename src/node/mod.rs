@@ -11,6 +11,7 @@
 //! | [`calibrator`] | the quantization as a child process |
 //! | [`supervisor`] | a calibration from request to swap; models loaded, rolled back and listed on request |
 //! | [`troubles`] | what is wrong at the moment |
+//! | [`usage`] | `--help` and `--version` of the ROS programs |
 //! | [`status`] | what there is to say about all that |
 //! | `ros` | topics, services, parameters, diagnostics (feature `ros2`) |
 
@@ -25,6 +26,7 @@ pub mod status;
 pub mod supervisor;
 pub mod throttle;
 pub mod troubles;
+pub mod usage;
 
 #[cfg(feature = "ros2")]
 pub mod ros;

@@ -46,6 +46,8 @@ const MAX_PENDING_TRANSFORMS: usize = 1_000;
 const IDLE: Duration = Duration::from_millis(200);
 /// Samples in the latency windows: a minute at 10 Hz.
 const WINDOW: usize = 600;
+/// An inference that takes this long counts as one that may never end.
+const STUCK: Duration = Duration::from_secs(10);
 /// A warning that recurs with every frame is said this often.
 const WARN_PERIOD: Duration = Duration::from_secs(5);
 
@@ -242,6 +244,8 @@ struct Ledger {
     last_problem: Option<String>,
     throttle: Throttle,
     troubles: Troubles,
+    /// Since when the inference thread is at its present frame.
+    inferring: Option<Instant>,
 }
 
 struct Shared {
@@ -297,6 +301,7 @@ impl Pipeline {
                 last_problem: None,
                 throttle: Throttle::new(WARN_PERIOD),
                 troubles: Troubles::default(),
+                inferring: None,
             }),
             buffer,
             shadow: OnceLock::new(),
@@ -577,8 +582,26 @@ impl Shared {
                 Taken::Nothing => self.feed_transforms(&mut assembler),
                 Taken::Closed => return,
             }
-            self.note(|troubles| troubles.expire(Instant::now()));
+            self.look_up();
         }
+    }
+
+    /// Ends troubles that are over, and sees whether the inference still comes to an end.
+    fn look_up(&self) {
+        let now = Instant::now();
+        let inferring = self.ledger().inferring;
+        let stuck = inferring.filter(|begin| now.duration_since(*begin) >= STUCK);
+        let text = format!(
+            "the inference of one cloud has not ended for more than {} s, and nothing is detected meanwhile",
+            STUCK.as_secs()
+        );
+        self.note(|troubles| {
+            troubles.expire(now);
+            match stuck {
+                Some(_) => troubles.set(Part::Detection, Symptom::error("stuck", &text), now),
+                None => troubles.clear(Part::Detection, "stuck", now),
+            }
+        });
     }
 
     fn feed_transforms(&self, assembler: &mut FrameAssembler) {
@@ -654,7 +677,10 @@ impl Shared {
             }
             match self.frames.take(IDLE) {
                 Taken::Value(assembled) => {
-                    if let Some(output) = self.infer_one(&mut engines, assembled)
+                    self.ledger().inferring = Some(Instant::now());
+                    let output = self.infer_one(&mut engines, assembled);
+                    self.ledger().inferring = None;
+                    if let Some(output) = output
                         && outputs.blocking_send(output).is_err()
                     {
                         return;
@@ -1041,6 +1067,59 @@ pub(crate) mod tests {
             assert!(Instant::now() < deadline, "still under way: {counters:?}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+
+    fn kinds(pipeline: &Pipeline) -> Vec<&'static str> {
+        let troubles = pipeline.troubles();
+        troubles.iter().map(|trouble| trouble.kind).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_clouds_is_listed_while_it_lasts() {
+        let (pipeline, mut outputs) = start(engine("f", Precision::Float, quiet));
+        let mut changes = pipeline.trouble_changes();
+        pipeline.push_cloud(test_cloud(1, MODEL_FRAME, 3));
+        next(&mut outputs).await;
+        assert_eq!(kinds(&pipeline), [] as [&str; 0]);
+        pipeline.push_cloud(test_cloud(2, MODEL_FRAME, 0));
+        settled(&pipeline).await;
+        changes.changed().await.unwrap();
+        assert_eq!(kinds(&pipeline), ["empty_cloud"]);
+        let trouble = &pipeline.troubles()[0];
+        assert_eq!((trouble.part, trouble.share), (Part::Input, Some(0.5)));
+        assert!(trouble.text.contains("no finite point"), "{}", trouble.text);
+        pipeline.set_trouble(
+            Part::Calibration,
+            "b",
+            Some(Symptom::warn("b", "it is full")),
+        );
+        assert_eq!(kinds(&pipeline), ["empty_cloud", "b"]);
+        pipeline.set_trouble(Part::Calibration, "b", None);
+        assert_eq!(kinds(&pipeline), ["empty_cloud"]);
+    }
+
+    #[tokio::test]
+    async fn pillars_that_do_not_fit_are_a_condition_of_the_detection() {
+        struct Overfull;
+        impl Detect for Overfull {
+            fn detect(&mut self, _: &Points) -> Result<Inference, Box<dyn Error + Send + Sync>> {
+                Ok(Inference {
+                    dropped_pillars: 7,
+                    ..Default::default()
+                })
+            }
+        }
+        let info = (*engine("f", Precision::Float, quiet).info).clone();
+        let (pipeline, mut outputs) = start(Engine::new(info, Box::new(Overfull)));
+        pipeline.push_cloud(test_cloud(1, MODEL_FRAME, 3));
+        next(&mut outputs).await;
+        let trouble = &pipeline.troubles()[0];
+        assert_eq!(
+            (trouble.part, trouble.kind),
+            (Part::Detection, "dropped_pillars")
+        );
+        assert!(trouble.text.contains("7 pillars"), "{}", trouble.text);
+        assert_eq!(pipeline.statistics().counters.dropped_pillars, 7);
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 //! ROS hands parameters over as loosely typed values; here they become [`Settings`], or an error
 //! that names the parameter. A few may change while the node runs, the others are read at start.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -11,7 +12,8 @@ use super::shadow::ShadowSettings;
 use crate::calibration::selection::Choice;
 use crate::calibration::store::Limits;
 use crate::calibration::{ModelStore, Policy};
-use crate::detector::Provider;
+use crate::cloud::frames::InputOptions;
+use crate::detector::{ModelDescription, Provider, RuntimeOptions};
 use crate::ptq::recipe::Target;
 
 /// The value that leaves a number to the node.
@@ -28,8 +30,21 @@ pub enum Value {
     Numbers(Vec<f64>),
 }
 
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Bool(flag) => flag.fmt(f),
+            Value::Integer(n) => n.fmt(f),
+            // As ROS wants to have it: with a point.
+            Value::Double(x) => write!(f, "{x:?}"),
+            Value::Text(text) => text.fmt(f),
+            Value::Numbers(numbers) => write!(f, "{numbers:?}"),
+        }
+    }
+}
+
 impl Value {
-    fn type_name(&self) -> &'static str {
+    pub fn type_name(&self) -> &'static str {
         match self {
             Value::Bool(_) => "bool",
             Value::Integer(_) => "integer",
@@ -493,6 +508,27 @@ impl Settings {
         }
     }
 
+    /// How the inference runs.
+    pub fn runtime_options(&self) -> RuntimeOptions {
+        RuntimeOptions {
+            threads: self.runtime_threads,
+            provider: self.runtime_provider,
+            ..Default::default()
+        }
+    }
+
+    /// Where clouds are placed, and how many of them are joined, for a model.
+    pub fn input_options(&self, model: &ModelDescription) -> InputOptions {
+        let named = |frame: &str| Some(frame.to_owned()).filter(|frame| !frame.is_empty());
+        let of_model = model.input_options();
+        InputOptions {
+            model_frame: named(&self.input_model_frame).or(of_model.model_frame),
+            sensor_pose: self.input_sensor_pose,
+            fixed_frame: named(&self.input_fixed_frame),
+            ..of_model
+        }
+    }
+
     /// Which frames the calibration buffer keeps, for a model that wants so many sweeps.
     pub fn buffer_policy(&self, sweeps: usize) -> Policy {
         Policy {
@@ -694,6 +730,7 @@ fn pose_text(text: &str) -> impl Iterator<Item = &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::calibrator::{Input, Job};
 
     fn text(value: &str) -> Value {
         Value::Text(value.into())
@@ -711,6 +748,77 @@ mod tests {
             copy.set(spec.name, &value).unwrap();
         }
         assert_eq!(copy, defaults);
+    }
+
+    /// What the node makes of the settings, other than those of [`AS_THEY_ARE`].
+    fn consumed(settings: &Settings) -> String {
+        let home = Path::new("/home/.ros");
+        let description = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/model.yaml");
+        let description = ModelDescription::load(&description).unwrap();
+        let job = Job::new(
+            settings,
+            "centerpoint_ptq".into(),
+            settings.model_file(),
+            ("bag".into(), Input::recording(settings, None)),
+            "out".into(),
+        );
+        format!(
+            "{job:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            settings.model_store(home),
+            settings.buffer_folder(home, "/node"),
+            settings.buffer_policy(model.points.sweeps),
+            settings.shadow(),
+            settings.runtime_options(),
+            settings.input_options(&description),
+        )
+    }
+
+    /// Those that the node reads as they are, and where a test holds what they do.
+    const AS_THEY_ARE: [(&str, &str); 6] = [
+        ("store.resume", "tests/ros/test_parameters.py"),
+        ("input.reliability", "tests/ros/test_silence.py"),
+        ("calibration.min_frames", "tests/ros/test_calibration.py"),
+        ("publish.markers", "tests/ros/test_detection.py"),
+        ("publish.marker_lifetime_s", "tests/ros/test_parameters.py"),
+        ("diagnostics.max_processing_ms", "tests/ros/test_startup.py"),
+    ];
+
+    #[test]
+    fn every_parameter_has_an_effect() {
+        let defaults = Settings {
+            model_path: "/model.yaml".into(),
+            ..Settings::default()
+        };
+        let before = consumed(&defaults);
+        for spec in SPECS {
+            let other = match defaults.get(spec.name).unwrap() {
+                Value::Bool(flag) => Value::Bool(!flag),
+                Value::Integer(n) => Value::Integer(n + 1),
+                Value::Double(x) => Value::Double((x + 1.0) / 2.0),
+                Value::Numbers(_) => unreachable!("no parameter reads back as an array"),
+                Value::Text(_) => text(match spec.name {
+                    "target" => "tensorrt",
+                    "runtime.provider" => "cuda",
+                    "input.reliability" => "reliable",
+                    "input.sensor_pose" => "0 0 1 0 0 0",
+                    "calibration.choice" => "newest",
+                    _ => "/other",
+                }),
+            };
+            let mut settings = defaults.clone();
+            if let Err(refused) = settings.set(spec.name, &other) {
+                panic!("{refused}");
+            }
+            assert_ne!(settings, defaults, "{} is not kept", spec.name);
+            match AS_THEY_ARE.iter().find(|(name, _)| *name == spec.name) {
+                Some((name, file)) => {
+                    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+                    let tests = std::fs::read_to_string(file).unwrap();
+                    assert!(tests.contains(name), "{name} has no test");
+                }
+                None => assert_ne!(consumed(&settings), before, "{} does nothing", spec.name),
+            }
+        }
     }
 
     #[test]

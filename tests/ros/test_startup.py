@@ -134,7 +134,8 @@ def test_diagnostics_have_names_levels_and_figures(ros, eager_model):
     node = ros.node(eager_model, {"diagnostics.max_processing_ms": 0.001})
     observer.wait_ready(node)
     waiting = observer.wait_for(lambda: observer.values("input"), 5.0, "diagnostics", node)
-    assert waiting["message"] == "waiting for the first cloud"
+    # Or later, where the machine is slow.
+    assert waiting["message"] == "waiting for the first cloud" or "no cloud since" in waiting["message"]
     driver.connect(observer, node)
     driver.stream(rate=5.0)
     observer.wait_for(

@@ -28,6 +28,7 @@ use crate::calibration::buffer::CALIBRATION_TOPIC;
 use crate::node::calibrator::{self, Input, Job, JobError, Progress};
 use crate::node::settings::{Settings, SettingsError, Value, ros_home};
 use crate::node::status::Outcome;
+use crate::ptq::recipe::Recipe;
 
 /// How long the node may take to say whether it does what it is asked to.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -54,6 +55,11 @@ pub fn run() -> Result<(), NodeError> {
     };
     if own.work_here {
         settings.check()?;
+        if let Err(error) = Recipe::load_or_default(settings.recipe_file().as_deref()) {
+            tracing::error!(
+                "parameter 'recipe_path': {error}; goals without a recipe of their own will fail"
+            );
+        }
     }
     let runtime = async_runtime()?;
     let _inside = runtime.enter();

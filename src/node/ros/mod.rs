@@ -17,10 +17,11 @@ mod services;
 mod silence;
 
 use std::any::Any;
+use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -41,11 +42,12 @@ use super::settings::{Reliability, Settings, SettingsError, ros_home};
 use super::status::Work;
 use super::supervisor::Paths;
 use super::troubles::{Part, Symptom};
+use super::usage::{Asked, Program};
 use super::{Engine, Output, Pipeline, Supervisor};
 use crate::bag::Stamp;
 use crate::calibration::CalibrationBuffer;
 use crate::calibration::buffer::Fill;
-use crate::cloud::frames::{FrameAssembler, InputOptions};
+use crate::cloud::frames::FrameAssembler;
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 use crate::ptq::recipe::Recipe;
 use diagnostics::Diagnostics;
@@ -196,6 +198,32 @@ impl Spinner {
     }
 }
 
+/// The whole of a ROS program: answers what needs no ROS, or runs it.
+pub fn main(program: &Program, run: fn() -> Result<(), NodeError>) -> ExitCode {
+    match program.asked(std::env::args().skip(1)) {
+        Asked::Text(text) => {
+            // Who asked may have stopped reading.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return ExitCode::SUCCESS;
+        }
+        Asked::Run { unknown } => {
+            for argument in unknown {
+                let name = program.name;
+                eprintln!(
+                    "{name}: '{argument}' means nothing here and is ignored; see {name} --help"
+                );
+            }
+        }
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}: {error}", program.name);
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Runs the node until SIGINT or SIGTERM.
 pub fn run() -> Result<(), NodeError> {
     let mut node = create_node("centerpoint_node")?;
@@ -203,11 +231,7 @@ pub fn run() -> Result<(), NodeError> {
     let settings = parameters::read(&lock(&node.params))?;
 
     let model_file = settings.model_file();
-    let runtime_options = RuntimeOptions {
-        threads: settings.runtime_threads,
-        provider: settings.runtime_provider,
-        ..Default::default()
-    };
+    let runtime_options = settings.runtime_options();
     let description = ModelDescription::load(&model_file).map_err(LoadError::from)?;
     let engine = Engine::load(&model_file, &runtime_options)?;
     tracing::info!(
@@ -217,15 +241,7 @@ pub fn run() -> Result<(), NodeError> {
         engine.info.bytes,
         model_file.display()
     );
-    let of_model = description.input_options();
-    let input = InputOptions {
-        model_frame: Some(settings.input_model_frame.clone())
-            .filter(|frame| !frame.is_empty())
-            .or(of_model.model_frame),
-        sensor_pose: settings.input_sensor_pose,
-        fixed_frame: Some(settings.input_fixed_frame.clone()).filter(|frame| !frame.is_empty()),
-        ..of_model
-    };
+    let input = settings.input_options(&description);
     let ros_home = ros_home();
     let name = node.fully_qualified_name().unwrap_or_default();
     let paths = Paths {
