@@ -89,7 +89,9 @@ def test_the_ament_index_leads_to_the_package(prefix, share, monkeypatch):
     assert Path(get_package_share_directory(PACKAGE)).samefile(share)
 
 
-@pytest.mark.parametrize("name", ["calibration_action_server", "centerpoint_node", "centerpoint_ptq"])
+@pytest.mark.parametrize("name", [
+    "calibration_action_server", "centerpoint_node", "centerpoint_ptq", "centerpoint_ptq_play",
+])
 def test_the_programs_are_where_ros2_run_looks(prefix, name):
     program = prefix / "lib" / PACKAGE / name
     assert program.is_file() and os.access(program, os.X_OK)
@@ -99,6 +101,34 @@ def test_the_programs_find_all_their_libraries(prefix):
     for program in (prefix / "lib" / PACKAGE).iterdir():
         listing = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
         assert "not found" not in listing, f"{program.name}: {listing}"
+
+
+def needed_libraries(program: Path) -> set[str]:
+    """What the loader looks for before the program starts, itself and through other libraries."""
+    listing = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
+    return {line.split()[0].rsplit("/", 1)[-1] for line in listing.splitlines()}
+
+
+def test_the_command_line_needs_no_library_of_ros(prefix):
+    of_ros = re.compile(r"lib(rcl|rmw|rcutils|rosidl|\w+_msgs|builtin_interfaces|tracetools)")
+    tool, player = (prefix / "lib" / PACKAGE / name for name in ("centerpoint_ptq", "centerpoint_ptq_play"))
+    assert not [name for name in needed_libraries(tool) if of_ros.match(name)]
+    assert [name for name in needed_libraries(player) if of_ros.match(name)], "the check itself finds none"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["play", "--help"]])
+def test_the_command_line_starts_in_an_empty_environment(prefix, arguments):
+    command = [prefix / "lib" / PACKAGE / "centerpoint_ptq", *arguments]
+    result = subprocess.run(command, env={}, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0 and "centerpoint_ptq" in result.stdout, result.stderr
+
+
+def test_playing_without_ros_says_what_to_source(prefix, tmp_path):
+    command = [prefix / "lib" / PACKAGE / "centerpoint_ptq", "play", "--bag", tmp_path]
+    result = subprocess.run(command, env={}, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    # Where the linker was told of a path to ROS, the player starts and the bag is what is wrong.
+    assert "setup.bash" in result.stderr or str(tmp_path) in result.stderr, result.stderr
 
 
 def test_every_source_file_of_launch_and_config_is_installed(share):

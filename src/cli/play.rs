@@ -31,9 +31,13 @@ pub struct Args {
     /// Start over at the end, with stamps that go on; until interrupted
     #[arg(long = "loop")]
     pub repeat: bool,
-    /// Move all stamps so that the first message is from now
+    /// Move all stamps so that the first cloud is from now
     #[arg(long)]
     pub restamp: bool,
+    /// Longest wait between two messages, seconds of the recording: a longer pause of it is cut to that,
+    /// and told. 0 waits for nothing
+    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = parse_pause)]
+    pub max_pause: f64,
     /// Wait for a call of ~/resume before the first message
     #[arg(long)]
     pub start_paused: bool,
@@ -49,9 +53,20 @@ pub struct Args {
     /// Stop after this many clouds
     #[arg(long, value_name = "N")]
     pub clouds: Option<u64>,
+    /// End at the first message that cannot be played, instead of going on without it
+    #[arg(long)]
+    pub strict: bool,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+fn parse_pause(text: &str) -> Result<f64, String> {
+    const DAY: f64 = 86_400.0;
+    match text.parse() {
+        Ok(seconds) if (0.0..=DAY).contains(&seconds) => Ok(seconds),
+        _ => Err(format!("give seconds, from 0 to {DAY} (a day)")),
+    }
 }
 
 /// Becomes the player, with the arguments of this process. Signals then reach it directly.
@@ -102,6 +117,14 @@ fn check(player: &Path) -> anyhow::Result<()> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_pause_is_bounded() {
+        assert_eq!((parse_pause("0"), parse_pause("2.5")), (Ok(0.0), Ok(2.5)));
+        for bad in ["-1", "inf", "nan", "1e9", "long"] {
+            assert!(parse_pause(bad).unwrap_err().contains("a day"), "{bad}");
+        }
+    }
 
     #[test]
     fn a_player_that_is_missing_or_does_not_start_is_explained() {

@@ -23,6 +23,7 @@ use super::{Ended, Global, exit, terminal};
 use crate::bag::msg::{Detection3DArray, Message, PointCloud2, TfMessage};
 use crate::bag::{RawMessage, Reader, Stamp};
 use crate::node::ros::{Spinner, create_node};
+use crate::text::span;
 
 /// Time for the last messages to reach their subscribers.
 const LINGER: Duration = Duration::from_millis(500);
@@ -46,6 +47,13 @@ struct Summary {
     stamp_shift_ns: i64,
     /// What was added for each further pass.
     pass_ns: i64,
+    /// Pauses of the recording that were cut to `--max-pause`, and what was cut from them.
+    cut_pauses: u64,
+    cut_seconds: f64,
+    /// Messages at which the recording's clock went back by more than a second.
+    steps_back: u64,
+    /// Messages, or parts of the recording, that could not be played.
+    lost: u64,
     interrupted: bool,
 }
 
@@ -104,14 +112,19 @@ struct Cli {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     terminal::install(cli.global.quiet);
-    exit(run(cli.args).map(|()| Ended::Done))
+    exit(run(cli.args))
 }
 
-fn run(args: Args) -> anyhow::Result<()> {
+/// Speeds that make sense; at the slowest a second of the recording takes a quarter of an hour.
+const RATES: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
+
+fn run(args: Args) -> anyhow::Result<Ended> {
     ensure!(
-        args.rate.is_finite() && args.rate > 0.0,
-        "--rate {} is not a speed; give a number above 0",
-        args.rate
+        RATES.contains(&args.rate),
+        "--rate {} is not a speed; give a number from {} to {}",
+        args.rate,
+        RATES.start(),
+        RATES.end()
     );
     let reader = Reader::open(&args.bag)?;
     let names = remappings(&args.remap)?;
@@ -157,6 +170,9 @@ fn run(args: Args) -> anyhow::Result<()> {
             }
         });
     }
+    if args.start_paused {
+        terminal::note("paused until somebody calls ~/resume");
+    }
     let spinner = Spinner::start(node)?;
     let mut player = Player {
         reader,
@@ -164,6 +180,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         outputs,
         paused: paused.subscribe(),
         begin: None,
+        latest: None,
         summary: Summary::default(),
     };
     let played = runtime.block_on(async {
@@ -188,7 +205,11 @@ fn run(args: Args) -> anyhow::Result<()> {
     });
     spinner.stop();
     played?;
-    player.print()
+    player.print()?;
+    Ok(match player.summary.lost {
+        0 => Ended::Done,
+        _ => Ended::WithLosses,
+    })
 }
 
 /// `FROM:=TO` pairs.
@@ -246,6 +267,89 @@ fn select(reader: &Reader, args: &Args) -> anyhow::Result<Vec<(String, String)>>
     Ok(selected)
 }
 
+/// Counts what cannot be played, which is an error where nothing may be lost.
+fn lose(args: &Args, summary: &mut Summary, error: anyhow::Error) -> anyhow::Result<()> {
+    if args.strict {
+        return Err(error.context("with --strict every message must be played"));
+    }
+    summary.lost += 1;
+    tracing::warn!("left out: {}", terminal::causes(&error));
+    Ok(())
+}
+
+/// When messages are due: the recording's own clock, without what is cut from its pauses.
+struct Clock {
+    rate: f64,
+    max_pause: i64,
+    due: Instant,
+    /// Log time of the latest message.
+    at: i64,
+    /// What was played, nanoseconds of the recording.
+    played: i64,
+}
+
+/// From one message to the next, nanoseconds of the recording.
+#[derive(Debug, Default, PartialEq)]
+struct Step {
+    /// What is waited for.
+    kept: i64,
+    /// The same as it takes.
+    wait: Duration,
+    /// What was cut.
+    cut: u64,
+    /// How far the clock went back.
+    back: u64,
+}
+
+impl Clock {
+    /// Messages that are older by less than this were only recorded in another order.
+    const BACK: i128 = 1_000_000_000;
+
+    fn new(args: &Args, log_time: i64) -> Self {
+        Clock {
+            rate: args.rate,
+            max_pause: (args.max_pause * 1e9) as i64,
+            due: Instant::now(),
+            at: log_time,
+            played: 0,
+        }
+    }
+
+    /// The time that some of the recording takes.
+    fn real(&self, recorded: i64) -> Duration {
+        Duration::try_from_secs_f64(recorded as f64 / 1e9 / self.rate).unwrap_or_default()
+    }
+
+    /// Moves on to a message.
+    fn advance(&mut self, log_time: i64) -> Step {
+        let gap = i128::from(log_time) - i128::from(self.at);
+        if gap < 0 {
+            let back = match -gap < Self::BACK {
+                true => 0,
+                false => u64::try_from(-gap).unwrap_or(u64::MAX),
+            };
+            if back > 0 {
+                self.at = log_time;
+            }
+            return Step {
+                back,
+                ..Step::default()
+            };
+        }
+        let kept = gap.min(i128::from(self.max_pause)) as i64;
+        let wait = self.real(kept);
+        self.at = log_time;
+        self.played = self.played.saturating_add(kept);
+        self.due += wait;
+        Step {
+            kept,
+            wait,
+            cut: u64::try_from(gap - i128::from(kept)).unwrap_or(u64::MAX),
+            back: 0,
+        }
+    }
+}
+
 struct Player {
     reader: Reader,
     args: Args,
@@ -253,6 +357,8 @@ struct Player {
     paused: watch::Receiver<bool>,
     /// When the first message was due.
     begin: Option<Instant>,
+    /// The latest stamp of a message, as it was recorded.
+    latest: Option<Stamp>,
     summary: Summary,
 }
 
@@ -272,13 +378,25 @@ impl Player {
             if !self.args.repeat {
                 break;
             }
-            shift += length;
+            shift = shift.saturating_add(length);
+            let latest = self.latest.unwrap_or_default();
+            ensure!(
+                i32::try_from(moved(latest, shift).0 / 1_000_000_000).is_ok(),
+                "the recording's stamps span {}: another pass would move them beyond what a ROS stamp holds",
+                span(length.unsigned_abs())
+            );
         }
         Ok(())
     }
 
     async fn wait_for_subscribers(&self) -> anyhow::Result<()> {
         let wanted = self.args.wait_for_subscribers;
+        if wanted > 0 {
+            terminal::note(&format!(
+                "waiting up to {} s for {wanted} subscribers of each cloud topic",
+                self.args.wait_timeout
+            ));
+        }
         let clouds = || self.outputs.iter().filter(|(_, o)| o.kind == Kind::Cloud);
         let count = |output: &Output| output.publisher.get_inter_process_subscription_count();
         let ready = async {
@@ -296,10 +414,13 @@ impl Player {
         let patience = Duration::try_from_secs_f64(self.args.wait_timeout)
             .context("--wait-timeout is not a time")?;
         if let Ok(ready) = timeout(patience, ready).await {
-            if wanted > 0 {
-                self.wait_until_settled(count).await?;
+            ready?;
+            if wanted > 0
+                && let Ok(settled) = timeout(patience, self.wait_until_settled(count)).await
+            {
+                settled?;
             }
-            return ready;
+            return Ok(());
         }
         let mut counts = Vec::new();
         for (topic, output) in clouds() {
@@ -335,12 +456,18 @@ impl Player {
         if !self.args.restamp {
             return Ok(0);
         }
-        let first = self
-            .messages()
-            .next()
-            .context("the bag holds no message")??;
+        let stamped = |message: &RawMessage| {
+            let output = self.outputs.get(&*message.topic)?;
+            let (_, stamp) = header(&message.data).ok()?;
+            matches!(output.kind, Kind::Cloud | Kind::Headed).then_some(stamp.0)
+        };
+        let readable = || self.messages().filter_map(Result::ok);
+        let first = readable()
+            .find_map(|message| stamped(&message))
+            .or_else(|| readable().next().map(|message| message.log_time))
+            .context("the bag holds no message that can be read")?;
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        Ok(i64::try_from(now.as_nanos())? - first.log_time)
+        Ok(i64::try_from(now.as_nanos())?.saturating_sub(first))
     }
 
     fn messages(&self) -> impl Iterator<Item = Result<RawMessage, crate::bag::BagError>> + use<> {
@@ -361,8 +488,13 @@ impl Player {
             }
             let mut all = TfMessage::default();
             for message in self.reader.messages(&[topic.as_str()]) {
-                all.transforms
-                    .extend(TfMessage::decode(&message?.data)?.transforms);
+                let read = message.map_err(anyhow::Error::from);
+                match read.and_then(|message| Ok(TfMessage::decode(&message.data)?)) {
+                    Ok(tf) => all.transforms.extend(tf.transforms),
+                    Err(error) => {
+                        lose(&self.args, &mut self.summary, error.context(topic.clone()))?
+                    }
+                }
             }
             for transform in &mut all.transforms {
                 transform.header.stamp = moved(transform.header.stamp, shift);
@@ -376,29 +508,47 @@ impl Player {
     /// Plays the bag once; returns its length in nanoseconds, up to where a next pass would
     /// start, or `None` when enough clouds were played.
     async fn pass(&mut self, shift: i64) -> anyhow::Result<Option<i64>> {
-        let mut clock: Option<(Instant, i64)> = None;
-        let (mut first, mut last) = (None, 0);
+        let mut clock: Option<Clock> = None;
         let mut clouds: Vec<i64> = Vec::new();
+        let mut stamps: Option<(Stamp, Stamp)> = None;
         for message in self.messages() {
-            let message = message?;
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => {
+                    self.lose(error.into())?;
+                    continue;
+                }
+            };
             if *self.paused.borrow() {
                 let before = Instant::now();
                 self.paused.wait_for(|paused| !*paused).await?;
-                if let Some((start, _)) = &mut clock {
-                    *start += before.elapsed();
+                if let Some(clock) = &mut clock {
+                    clock.due += before.elapsed();
                 }
             }
-            let (start, origin) = *clock.get_or_insert((Instant::now(), message.log_time));
-            let elapsed = (message.log_time - origin).max(0) as f64 / 1e9 / self.args.rate;
-            let due = start + Duration::try_from_secs_f64(elapsed)?;
+            let clock = clock.get_or_insert_with(|| Clock::new(&self.args, message.log_time));
+            let before = Stamp(clock.at);
+            let step = clock.advance(message.log_time);
+            let due = clock.due;
+            self.tell(before, &step);
             sleep_until(due).await;
             let late = due.elapsed().as_secs_f64() * 1e3;
             self.summary.max_late_ms = self.summary.max_late_ms.max(late);
 
             let log_time = message.log_time;
-            first.get_or_insert(log_time);
-            last = log_time.max(last);
-            if self.publish(message, shift)? == Some(Kind::Cloud) {
+            let stamp = header(&message.data).map(|(_, stamp)| stamp).ok();
+            let kind = match self.publish(message, shift) {
+                Ok(kind) => kind,
+                Err(error) => {
+                    self.lose(error)?;
+                    continue;
+                }
+            };
+            if let (Some(Kind::Cloud | Kind::Headed), Some(stamp)) = (kind, stamp) {
+                let (first, last) = stamps.get_or_insert((stamp, stamp));
+                (*first, *last) = ((*first).min(stamp), (*last).max(stamp));
+            }
+            if kind == Some(Kind::Cloud) {
                 clouds.push(log_time);
                 if self
                     .args
@@ -409,15 +559,54 @@ impl Player {
                 }
             }
         }
-        let first = first.context("the bag holds no message on the selected topics")?;
+        let clock =
+            clock.context("the bag holds no message on the selected topics that can be played")?;
         // From the last cloud to the first of the next pass it takes as long as between most others.
-        let pass = last - first + median_period(&clouds);
+        let period = median_period(&clouds);
+        let pause = period.min(clock.max_pause);
         if self.args.repeat {
-            let (start, _) = clock.context("a pass without messages has no end")?;
-            sleep_until(start + Duration::try_from_secs_f64(pass as f64 / 1e9 / self.args.rate)?)
-                .await;
+            sleep_until(clock.due + clock.real(pause)).await;
         }
-        Ok(Some(pass))
+        // Time goes on in the next pass, by the stamps as well as by the clock that recorded them.
+        let (first, last) = stamps.unwrap_or_default();
+        self.latest = self.latest.max(stamps.map(|(_, last)| last));
+        let length = clock.played.max(last.0.saturating_sub(first.0));
+        Ok(Some(length.saturating_add(period)))
+    }
+
+    /// Says what the recording's clock did, where somebody who waits would wonder.
+    fn tell(&mut self, before: Stamp, step: &Step) {
+        /// Waits that need a word.
+        const LONG: Duration = Duration::from_secs(5);
+        if step.cut > 0 {
+            self.summary.cut_pauses += 1;
+            self.summary.cut_seconds += step.cut as f64 / 1e9;
+            // Who waits for nothing does not want to hear of it.
+            if self.args.max_pause > 0.0 {
+                let all = span(step.cut.saturating_add(step.kept.unsigned_abs()));
+                tracing::warn!(
+                    "the recording pauses for {all} after {before}; that is cut to {} s (--max-pause)",
+                    self.args.max_pause
+                );
+            }
+        } else if step.wait > LONG {
+            let wait = u64::try_from(step.wait.as_nanos()).unwrap_or(u64::MAX);
+            terminal::note(&format!(
+                "the recording pauses after {before}: waiting {}",
+                span(wait)
+            ));
+        }
+        if step.back > 0 {
+            self.summary.steps_back += 1;
+            tracing::warn!(
+                "the recording's clock goes back by {} after {before}; playing on from there",
+                span(step.back)
+            );
+        }
+    }
+
+    fn lose(&mut self, error: anyhow::Error) -> anyhow::Result<()> {
+        lose(&self.args, &mut self.summary, error)
     }
 
     fn publish(&mut self, mut message: RawMessage, shift: i64) -> anyhow::Result<Option<Kind>> {
@@ -456,16 +645,26 @@ impl Player {
         let s = &self.summary;
         terminal::print(&match self.args.json {
             true => serde_json::to_string(s)? + "\n",
-            false => format!(
-                "played {} clouds, {} transform messages and {} others in {:.2} s, \
-                 at the latest {:.1} ms late{}\n",
-                s.clouds,
-                s.transforms,
-                s.other,
-                s.seconds,
-                s.max_late_ms,
-                if s.interrupted { " (interrupted)" } else { "" }
-            ),
+            false => {
+                let mut more = String::new();
+                if s.cut_pauses > 0 {
+                    let cut = span((s.cut_seconds * 1e9) as u64);
+                    more += &format!("; {cut} cut from {} pauses", s.cut_pauses);
+                }
+                if s.lost > 0 {
+                    more += &format!("; {} could not be played", s.lost);
+                }
+                format!(
+                    "played {} clouds, {} transform messages and {} others in {:.2} s, \
+                     at the latest {:.1} ms late{more}{}\n",
+                    s.clouds,
+                    s.transforms,
+                    s.other,
+                    s.seconds,
+                    s.max_late_ms,
+                    if s.interrupted { " (interrupted)" } else { "" }
+                )
+            }
         })
     }
 }
@@ -485,9 +684,9 @@ fn moved(stamp: Stamp, shift: i64) -> Stamp {
     Stamp(stamp.0.saturating_add(shift))
 }
 
-/// Moves the stamp of a CDR message that begins with a header: four bytes of encapsulation, then
-/// seconds and nanoseconds.
-fn shift_header(data: &mut [u8], shift: i64) -> anyhow::Result<()> {
+/// Byte order (whether little) and stamp of a CDR message that begins with a header: four bytes of
+/// encapsulation, then seconds and nanoseconds.
+fn header(data: &[u8]) -> anyhow::Result<(bool, Stamp)> {
     let (Some(&order), Some(stamp)) = (data.get(1), data.get(4..12)) else {
         bail!("{} bytes are too few for a header", data.len());
     };
@@ -501,7 +700,13 @@ fn shift_header(data: &mut [u8], shift: i64) -> anyhow::Result<()> {
             u32::from_be_bytes(word)
         }
     };
-    let old = Stamp::from_sec_nanosec(word(&stamp[..4]) as i32, word(&stamp[4..]));
+    let stamp = Stamp::from_sec_nanosec(word(&stamp[..4]) as i32, word(&stamp[4..]));
+    Ok((little, stamp))
+}
+
+/// Moves the stamp of a CDR message that begins with a [`header`].
+fn shift_header(data: &mut [u8], shift: i64) -> anyhow::Result<()> {
+    let (little, old) = header(data)?;
     let new = moved(old, shift);
     for (at, value) in [(4, new.sec() as u32), (8, new.nanosec())] {
         let bytes = if little {
@@ -538,6 +743,46 @@ mod tests {
             assert_eq!(PointCloud2::decode(&bytes).unwrap(), expected);
         }
         assert!(shift_header(&mut [0; 11], 1).is_err());
+    }
+
+    fn clock(rate: f64) -> Clock {
+        Clock {
+            rate,
+            max_pause: 10_000_000_000,
+            due: Instant::now(),
+            at: 0,
+            played: 0,
+        }
+    }
+
+    #[test]
+    fn a_pause_is_waited_for_no_longer_than_allowed() {
+        const YEAR: i64 = 31_557_600_000_000_000;
+        let mut clock = clock(2.0);
+        let begin = clock.due;
+        assert_eq!(clock.advance(100_000_000).wait, Duration::from_millis(50));
+        let long = clock.advance(55 * YEAR);
+        assert_eq!(
+            (long.kept, long.wait),
+            (10_000_000_000, Duration::from_secs(5))
+        );
+        assert_eq!(span(long.cut), "55.0 years");
+        assert_eq!(clock.advance(55 * YEAR + 1_000_000_000).cut, 0);
+        assert_eq!(clock.played, 11_100_000_000);
+        assert_eq!(clock.due - begin, Duration::from_millis(5550));
+        clock.advance(i64::MIN);
+        assert_eq!(clock.advance(i64::MAX).wait, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_clock_that_goes_back_is_followed_and_another_order_is_none() {
+        let mut clock = clock(1.0);
+        clock.advance(5_000_000_000);
+        assert_eq!(clock.advance(4_900_000_000), Step::default());
+        assert_eq!(clock.advance(5_100_000_000).kept, 100_000_000);
+        let back = clock.advance(1_000_000_000);
+        assert_eq!((back.back, back.wait), (4_100_000_000, Duration::ZERO));
+        assert_eq!(clock.advance(1_100_000_000).kept, 100_000_000);
     }
 
     #[test]

@@ -220,6 +220,27 @@ mod tests {
         assert!(error.unwrap_err().to_string().contains("`CAR`"));
     }
 
+    #[test]
+    fn what_the_detections_were_made_from_is_no_frame() {
+        let json = ONE.replace(
+            r#""5": []"#,
+            r#""5": [], "input": {"frames": 2, "losses": [{"kind": "bad_cloud", "count": 1, "text": "no x"}]}"#,
+        );
+        let file = load(&json).unwrap();
+        assert_eq!(file.frames.len(), 2);
+        assert!(file.input.unwrap().has_losses());
+        assert_eq!(load(ONE).unwrap().input, None);
+    }
+
+    #[test]
+    fn a_velocity_that_is_not_known_may_be_nan() {
+        let json = ONE.replace(r#""yaw": 0.5"#, r#""yaw": 0.5, "velocity": [NaN, 1]"#);
+        let frames = load(&json).unwrap().frames;
+        assert_eq!(frames[&315_978_406_019_574_001][0].velocity, None);
+        let error = load(&ONE.replace("0.75", "NaN")).unwrap_err().to_string();
+        assert!(error.contains("score is NaN"), "{error}");
+    }
+
     proptest! {
         #[test]
         fn reading_any_text_gives_boxes_or_an_error(text in "\\PC{0,200}") {

@@ -69,7 +69,7 @@ impl Pairing {
         }
         let mut text = match (self.matched, &self.frames[..], &self.labels[..]) {
             (0, [], _) => "there are no frames".to_owned(),
-            (0, _, []) => format!("there are no {what} at all"),
+            (0, _, []) => format!("none of the {frames} frames has {what}: there are none at all"),
             (0, [frame], [start, ..]) => format!(
                 "the frame has no {what}: its stamp is {frame} ns, those of the {what} are {start} to \
                  {} ns",
@@ -222,7 +222,7 @@ mod tests {
             .unwrap();
         assert!(said.contains("simulated time"), "{said}");
         let said = Pairing::new(ten_hertz(NOW), []).problem("labels").unwrap();
-        assert_eq!(said, "there are no labels at all");
+        assert!(said.ends_with("none at all"), "{said}");
         let said = Pairing::new(ten_hertz(NOW), [NOW + 1000 * SECOND])
             .problem("labels")
             .unwrap();

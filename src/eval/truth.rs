@@ -446,11 +446,10 @@ fn label(value: &Value, map: &ClassMap) -> Result<Truth, String> {
             .ok_or_else(|| format!("missing field `{key}`"))
     };
     let label = name("label", Some(needed("label")?))?.ok_or_else(no_name)?;
-    let [yaw] = known("yaw", needed("yaw")?)?;
     let bbox = Box3d {
         center: known::<3>("center", needed("center")?)?.into(),
         size: known::<3>("size_lwh", needed("size_lwh")?)?.into(),
-        yaw,
+        yaw: known::<1>("yaw", needed("yaw")?)?[0],
     };
     check(&bbox)?;
     Ok(Truth {
@@ -645,6 +644,39 @@ mod tests {
         assert_eq!((person.velocity, person.points), (None, None));
         assert_eq!(labels.at(2000), Some(&[][..]));
         assert_eq!(labels.at(3000), None);
+    }
+
+    #[test]
+    fn what_python_writes_for_what_it_does_not_know_is_unknown() {
+        let gaps = TWO
+            .replace("[3, 0]", "[NaN, NaN]")
+            .replace(r#""points": 12"#, r#""points": NaN"#)
+            .replace(r#""track": "a""#, r#""track": NaN"#);
+        let labels = load(&gaps, "").unwrap();
+        let car = &labels.at(1000).unwrap()[0];
+        assert_eq!((car.velocity, car.points, &car.track), (None, None, &None));
+        let whole = load(&TWO.replace(r#""points": 12"#, r#""points": 12.0"#), "").unwrap();
+        assert_eq!(whole.at(1000).unwrap()[0].points, Some(12));
+        for (from, to, part) in [
+            ("[1, 2, 0]", "[1, NaN, 0]", "center is [1, NaN, 0]"),
+            (r#""yaw": 0.5"#, r#""yaw": -Infinity"#, "yaw is -Infinity"),
+            (r#""label": "VEHICLE""#, r#""label": NaN"#, "no name"),
+        ] {
+            let message = load(&TWO.replace(from, to), "").unwrap_err().to_string();
+            assert!(
+                message.contains("key 1000[0]") && message.contains(part),
+                "{message}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_stamp_that_is_there_twice_is_refused() {
+        for key in [r#""2000": [], "2000": []"#, r#""2000": [], "+2000": []"#] {
+            let json = TWO.replace(r#""2000": []"#, key);
+            let message = load(&json, "").unwrap_err().to_string();
+            assert!(message.contains("twice"), "{message}");
+        }
     }
 
     #[test]

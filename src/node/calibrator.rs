@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::settings::Settings;
 use crate::calibration::buffer::HELD_OUT_TOPIC;
+use crate::cloud::summary::InputSummary;
 use crate::ptq::check::Verdict;
 use crate::ptq::recipe::Target;
 
@@ -118,8 +119,15 @@ fn last_words(stderr: &[String]) -> String {
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Line {
     Progress(Progress),
-    Done { verdict: Verdict },
-    Error { message: String },
+    Done {
+        verdict: Verdict,
+        /// What came of the clouds.
+        #[serde(default)]
+        input: InputSummary,
+    },
+    Error {
+        message: String,
+    },
 }
 
 impl Input {
@@ -379,7 +387,15 @@ pub async fn run(
         heard = Instant::now();
         match serde_json::from_str(&line) {
             Ok(Line::Progress(report)) => progress(report),
-            Ok(Line::Done { verdict: given }) => verdict = Some(given),
+            Ok(Line::Done {
+                verdict: given,
+                input,
+            }) => {
+                for remark in input.lines() {
+                    tracing::warn!("the calibration's frames: {remark}");
+                }
+                verdict = Some(given);
+            }
             Ok(Line::Error { message }) => failure = Some(message),
             Err(error) => tracing::debug!("quantization said '{line}' ({error})"),
         }
@@ -536,6 +552,17 @@ exit 3"#,
     }
 
     #[tokio::test]
+    async fn a_model_from_clouds_of_which_some_were_lost_is_a_model() {
+        let folder = tempfile::tempdir().unwrap();
+        let job = script(
+            folder.path(),
+            r#"echo '{"event":"done","out":"o","verdict":{"accepted":true},"input":{"frames":30,"losses":[{"kind":"bad_cloud","count":2,"text":"no x"}]}}'
+exit 4"#,
+        );
+        assert!(outcome(&job).await.0.unwrap().accepted);
+    }
+
+    #[tokio::test]
     async fn the_child_gets_its_arguments_and_its_low_priority() {
         let folder = tempfile::tempdir().unwrap();
         let job = script(
@@ -581,7 +608,7 @@ exit 3"#,
     #[tokio::test]
     async fn a_verdict_followed_by_a_bad_exit_is_no_success() {
         let folder = tempfile::tempdir().unwrap();
-        for (accepted, code) in [(true, 1), (true, 3), (false, 1)] {
+        for (accepted, code) in [(true, 1), (true, 3), (false, 1), (false, 4)] {
             let verdict = format!(r#"{{"accepted":{accepted}}}"#);
             let body = format!(r#"echo '{{"event":"done","verdict":{verdict}}}'; exit {code}"#);
             let (result, _) = outcome(&script(folder.path(), &body)).await;

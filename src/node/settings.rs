@@ -766,7 +766,7 @@ mod tests {
             "{job:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             settings.model_store(home),
             settings.buffer_folder(home, "/node"),
-            settings.buffer_policy(model.points.sweeps),
+            settings.buffer_policy(description.points.sweeps),
             settings.shadow(),
             settings.runtime_options(),
             settings.input_options(&description),

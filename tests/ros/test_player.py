@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
+import sqlite3
 import subprocess
 import time
 
 import graph
 import pytest
+from rclpy.serialization import serialize_message
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from tf2_msgs.msg import TFMessage
@@ -137,6 +140,66 @@ def test_a_paused_player_waits_to_be_resumed(ros, bag):
     assert summary(player)["clouds"] == 3
     heard.wait(3)
     assert len(heard.clouds) == 3
+
+
+def sqlite_bag(path, times: list[int]):
+    """A rosbag2 file of clouds that were logged at these times, with stamps of their own, a tenth of a second apart."""
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT, type TEXT, serialization_format TEXT, "
+                   "offered_qos_profiles TEXT)")
+        db.execute("CREATE TABLE messages(id INTEGER PRIMARY KEY, topic_id INTEGER, timestamp INTEGER, data BLOB)")
+        db.execute("INSERT INTO topics VALUES (1, ?, 'sensor_msgs/msg/PointCloud2', 'cdr', '')", (TOPIC,))
+        for i, logged in enumerate(times):
+            cloud = PointCloud2(height=1)
+            stamp = 1_700_000_000 * 10**9 + i * PERIOD
+            cloud.header.stamp.sec, cloud.header.stamp.nanosec = divmod(stamp, 10**9)
+            data = serialize_message(cloud)
+            db.execute("INSERT INTO messages VALUES (NULL, 1, ?, ?)", (logged, data))
+    db.close()
+    return path
+
+
+YEAR = 31_557_600 * 10**9
+
+
+def test_a_pause_of_years_is_cut_and_told(ros, tmp_path):
+    """As on a board without a battery, whose clock is set while it records."""
+    bag = sqlite_bag(tmp_path / "jump.db3", [0, PERIOD, 55 * YEAR, 55 * YEAR + PERIOD])
+    heard = Listener(ros.observer())
+    player = ros.player(bag, "--wait-for-subscribers", "1", "--max-pause", "0.5", "--json")
+    told = summary(player)
+    assert (told["clouds"], told["cut_pauses"]) == (4, 1) and len(heard.clouds) == 4
+    assert told["cut_seconds"] == pytest.approx(55 * YEAR / 1e9, rel=1e-3)
+    assert "pauses for 55.0 years" in player.output and "--max-pause" in player.output
+    assert told["seconds"] == pytest.approx(0.7, abs=0.5)
+
+
+def test_nothing_is_waited_for_where_no_pause_may_be(ros, tmp_path):
+    bag = sqlite_bag(tmp_path / "slow.db3", [i * 100 * 10**9 for i in range(5)])
+    told = summary(ros.player(bag, "--max-pause", "0", "--json"))
+    assert (told["clouds"], told["cut_pauses"]) == (5, 4)
+
+
+def test_looping_over_a_pause_of_years_goes_on(ros, tmp_path):
+    bag = sqlite_bag(tmp_path / "jump.db3", [0, PERIOD, 55 * YEAR, 55 * YEAR + PERIOD])
+    heard = Listener(ros.observer())
+    player = ros.player(bag, "--wait-for-subscribers", "1", "--loop", "--max-pause", "0.2", "--json")
+    heard.wait(12, player)
+    assert player.end()[0] == 0
+    stamps = heard.stamps()
+    assert stamps == sorted(stamps) and stamps[-1] - stamps[0] < 60 * 10**9
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_while_it_waits(ros, tmp_path, number):
+    bag = sqlite_bag(tmp_path / "jump.db3", [0, YEAR])
+    heard = Listener(ros.observer())
+    player = ros.player(bag, "--wait-for-subscribers", "1", "--max-pause", "86400", "--json")
+    heard.wait(1, player)
+    code, seconds = player.end(number)
+    assert code == 0, player.output
+    assert seconds < 5.0
+    assert json.loads(player.output.splitlines()[-1])["interrupted"]
 
 
 def test_remapping_and_topic_choice(ros, bag):
