@@ -177,7 +177,10 @@ impl McapFile {
     pub fn times(&self) -> Option<(i64, i64)> {
         let summary = self.summary.as_ref()?;
         let chunks = || {
-            let filled = summary.chunks.values().filter(|c| (c.start, c.end) != (0, 0));
+            let filled = summary
+                .chunks
+                .values()
+                .filter(|c| (c.start, c.end) != (0, 0));
             filled
                 .map(|chunk| (chunk.start, chunk.end))
                 .reduce(|a, b| (a.0.min(b.0), a.1.max(b.1)))
@@ -225,7 +228,10 @@ impl McapFile {
                     .then(|| summary.counts.get(&channel.id).copied().unwrap_or(0)),
                 ..Topic::new(
                     &channel.topic,
-                    summary.schemas.get(&channel.schema_id).map_or("", |name| name),
+                    summary
+                        .schemas
+                        .get(&channel.schema_id)
+                        .map_or("", |name| name),
                 )
             })
             .collect())
@@ -535,8 +541,7 @@ impl McapFile {
             if !self.undefined.insert(id) {
                 return Ok(None);
             }
-            let reason =
-                format!("messages of channel {id}, which is not defined, cannot be read");
+            let reason = format!("messages of channel {id}, which is not defined, cannot be read");
             return Err(self.corrupt(offset, reason));
         };
         if !channel.wanted {

@@ -131,9 +131,12 @@ impl SqliteFile {
             }
         }
         let mut rows = Vec::new();
-        let mut damage = collect_rows(&self.connection, &self.wanted, &mut rows).err();
-        if damage.is_some() || self.cut.is_some() {
-            damage.get_or_insert_with(corrupt);
+        let damage = match self.cut {
+            // SQLite fills up the page that is cut with zeros, without a word.
+            Some(_) => Some(corrupt()),
+            None => collect_rows(&self.connection, &self.wanted, &mut rows).err(),
+        };
+        if damage.is_some() {
             if let Ok(salvage) = Salvage::of(&self.data) {
                 let wanted = salvage.rows.values();
                 let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
@@ -152,6 +155,9 @@ impl SqliteFile {
 
     /// The message with number `id`.
     pub fn message(&mut self, id: i64) -> Result<RawMessage, BagError> {
+        if self.cut.is_some() {
+            return self.salvaged(id).ok_or_else(|| self.damaged(corrupt()));
+        }
         let result = self
             .connection
             .prepare_cached("SELECT topic_id, timestamp, data FROM messages WHERE id = ?1")
@@ -250,7 +256,10 @@ fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
     for ending in ["-wal", "-journal"] {
         let mut beside = data.as_os_str().to_owned();
         beside.push(ending);
-        if Path::new(&beside).metadata().is_ok_and(|file| file.len() > 0) {
+        if Path::new(&beside)
+            .metadata()
+            .is_ok_and(|file| file.len() > 0)
+        {
             tracing::warn!(
                 "{}: read without its journal {}, which cannot be used; the last messages before \
                  the recorder ended may be missing",

@@ -69,7 +69,8 @@ impl Pages {
 
     /// Bytes that are there and bytes that should be, where some are missing.
     pub fn cut(&self) -> Option<(u64, u64)> {
-        let expected = self.expected?;
+        let whole_pages = self.len.next_multiple_of(self.size);
+        let expected = self.expected.unwrap_or(0).max(whole_pages);
         (self.len < expected).then_some((self.len, expected))
     }
 
@@ -223,7 +224,11 @@ fn integer(bytes: &[u8], kind: i64, at: &mut usize) -> Option<i64> {
     let bytes = bytes.get(*at..*at + width)?;
     *at += width;
     let first = i64::from(*bytes.first()? as i8);
-    Some(bytes[1..].iter().fold(first, |value, byte| value << 8 | i64::from(*byte)))
+    Some(
+        bytes[1..]
+            .iter()
+            .fold(first, |value, byte| value << 8 | i64::from(*byte)),
+    )
 }
 
 fn short(bytes: &[u8], at: usize) -> Option<u16> {
@@ -237,5 +242,8 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 fn invalid(what: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("its header says {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("its header says {what}"),
+    )
 }
