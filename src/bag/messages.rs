@@ -304,9 +304,9 @@ impl Messages {
         let (place, cursor) = self.open.pop_first()?;
         let (time, number, offset, position) = place;
         let result = match cursor {
-            Cursor::Chunk(chunk) => self.from_chunk(number, offset, position, chunk),
-            Cursor::Run { end } => self.from_run(number, offset, end),
-            Cursor::Rows(rows) => self.from_rows(number, offset as i64, rows),
+            Cursor::Chunk(chunk) => self.next_of_chunk(number, offset, position, chunk),
+            Cursor::Run { end } => self.next_of_run(number, offset, end),
+            Cursor::Rows(rows) => self.next_of_rows(number, offset as i64, rows),
         };
         let message = match result {
             Ok(message) => message?,
@@ -329,7 +329,7 @@ impl Messages {
         Some(message)
     }
 
-    fn from_chunk(
+    fn next_of_chunk(
         &mut self,
         number: usize,
         offset: u64,
@@ -357,7 +357,7 @@ impl Messages {
         message.map(Some)
     }
 
-    fn from_run(
+    fn next_of_run(
         &mut self,
         number: usize,
         offset: u64,
@@ -380,7 +380,7 @@ impl Messages {
         message.map(Some)
     }
 
-    fn from_rows(
+    fn next_of_rows(
         &mut self,
         number: usize,
         id: i64,
@@ -699,6 +699,28 @@ mod tests {
         assert_eq!(read, sorted(&[messages], &[0]));
         assert!((1000..=4000).contains(&most), "{most}");
         assert!(items.told.contains(&Told::Memory(0)));
+    }
+
+    #[test]
+    fn a_chunk_that_says_a_wrong_time_of_itself_is_read_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wrong.mcap");
+        let layout = Layout {
+            chunk_size: 1,
+            index: false,
+            ..PLAIN
+        };
+        write(&path, &layout, &[(10, 0), (20, 0), (30, 0)], 0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let start = 10u64.to_le_bytes();
+        let chunk = bytes.windows(8).position(|bytes| bytes == start).unwrap();
+        bytes[chunk] = 25;
+        std::fs::write(&path, bytes).unwrap();
+        let reader = Reader::open(&path).unwrap();
+        let mut items = reader.all_messages();
+        let times: Vec<_> = items.by_ref().map(|item| item.unwrap().log_time).collect();
+        assert_eq!(times, [20, 10, 30]);
+        assert!(items.told.contains(&Told::Order(0)));
     }
 
     #[test]

@@ -634,8 +634,8 @@ pub(super) struct OpenFile {
 }
 
 pub(super) enum Content {
-    Mcap(McapFile),
-    Sqlite(SqliteFile),
+    Mcap(Box<McapFile>),
+    Sqlite(Box<SqliteFile>),
 }
 
 pub(super) struct Unpacked {
@@ -661,8 +661,8 @@ impl OpenFile {
         };
         let data = unpacked.as_ref().map_or(path, |u| u.file.path());
         let content = match storage {
-            Storage::Mcap => Content::Mcap(McapFile::open(data, path)?),
-            Storage::Sqlite => Content::Sqlite(SqliteFile::open(data, path)?),
+            Storage::Mcap => Content::Mcap(Box::new(McapFile::open(data, path)?)),
+            Storage::Sqlite => Content::Sqlite(Box::new(SqliteFile::open(data, path)?)),
             Storage::Zstd => {
                 return Err(BagError::Compression {
                     path: path.to_owned(),

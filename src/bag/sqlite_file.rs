@@ -136,13 +136,13 @@ impl SqliteFile {
             Some(_) => Some(corrupt()),
             None => collect_rows(&self.connection, &self.wanted, &mut rows).err(),
         };
-        if damage.is_some() {
-            if let Ok(salvage) = Salvage::of(&self.data) {
-                let wanted = salvage.rows.values();
-                let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
-                rows.extend(wanted.map(|row| (row.time, row.id)));
-                self.salvage = Some(salvage);
-            }
+        if damage.is_some()
+            && let Ok(salvage) = Salvage::of(&self.data)
+        {
+            let wanted = salvage.rows.values();
+            let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
+            rows.extend(wanted.map(|row| (row.time, row.id)));
+            self.salvage = Some(salvage);
         }
         rows.sort_unstable();
         rows.dedup();
