@@ -201,7 +201,10 @@ fn write_metadata(folder: &Path, version: u32, files: &[&str], mode: &str, cloud
 
 /// A database as rosbag2_storage_sqlite3 makes it, its rows in the given order.
 fn write_db3(path: &Path, indices: &[i64], pack: bool) {
-    let db = rusqlite::Connection::open(path).unwrap();
+    fill_db3(&rusqlite::Connection::open(path).unwrap(), indices, pack);
+}
+
+fn fill_db3(db: &rusqlite::Connection, indices: &[i64], pack: bool) {
     db.execute_batch(
         "CREATE TABLE topics(id INTEGER PRIMARY KEY, name TEXT NOT NULL, type TEXT NOT NULL,
              serialization_format TEXT NOT NULL, offered_qos_profiles TEXT NOT NULL);
@@ -253,13 +256,352 @@ fn every_metadata_version_from_4_to_9_is_read() {
     }
 }
 
+/// An MCAP file with clouds in the given order, a few to a chunk.
+fn write_mcap(path: &Path, indices: &[i64], index: bool) {
+    let mut writer = mcap::WriteOptions::new()
+        .profile("ros2")
+        .chunk_size(Some(30_000))
+        .emit_summary_records(index)
+        .emit_summary_offsets(index)
+        .compression_threads(0)
+        .create(fs::File::create(path).unwrap())
+        .unwrap();
+    for &i in indices {
+        for (topic, type_name, time, data) in [
+            ("/tf", TfMessage::TYPE, i * SECOND, transform(i).encode()),
+            (
+                "/points",
+                PointCloud2::TYPE,
+                i * SECOND + 5,
+                cloud(i, 1000).encode(),
+            ),
+        ] {
+            let schema = writer.add_schema(type_name, "ros2msg", b"").unwrap();
+            let channel_id = writer
+                .add_channel(schema, topic, "cdr", &Default::default())
+                .unwrap();
+            let header = mcap::records::MessageHeader {
+                channel_id,
+                sequence: 0,
+                log_time: time as u64,
+                publish_time: time as u64,
+            };
+            writer.write_to_known_channel(&header, &data).unwrap();
+        }
+    }
+    writer.finish().unwrap();
+}
+
+/// What the library warns of meanwhile.
+fn warnings(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+    impl std::io::Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    tracing::subscriber::with_default(subscriber, act);
+    let bytes = log.0.lock().unwrap().clone();
+    String::from_utf8(bytes).unwrap()
+}
+
 #[test]
-fn split_bags_are_read_in_the_order_of_the_metadata() {
+fn mcap_files_are_read_in_order_of_time_with_and_without_an_index() {
     let folder = tempfile::tempdir().unwrap();
-    write_db3(&folder.path().join("z.db3"), &[1, 2], false);
-    write_db3(&folder.path().join("a.db3"), &[3], false);
-    write_metadata(folder.path(), 5, &["z.db3", "a.db3"], "", 3);
-    assert_clouds(&collect(folder.path(), &["/points"]), 3);
+    let path = folder.path().join("b_0.mcap");
+    let order: Vec<i64> = (1..=40)
+        .map(|i| if i > 20 { i - 20 } else { i + 20 })
+        .collect();
+    let swapped: Vec<i64> = (1..=40).map(|i: i64| (i - 1 ^ 1) + 1).collect();
+    let reversed: Vec<i64> = (1..=40).rev().collect();
+    for order in [order, swapped, reversed] {
+        for index in [true, false] {
+            write_mcap(&path, &order, index);
+            assert_clouds(&collect(&path, &["/points"]), 40);
+            let all = collect(&path, &["/points", "/tf"]);
+            assert!(
+                all.windows(2)
+                    .all(|pair| pair[0].log_time <= pair[1].log_time)
+            );
+            assert_eq!(all.len(), 80);
+        }
+    }
+}
+
+#[test]
+fn frames_do_not_depend_on_the_order_in_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let order: Vec<i64> = (1..=12).collect();
+    let swapped: Vec<i64> = (1..=12).map(|i: i64| (i - 1 ^ 1) + 1).collect();
+    let frames = |order: &[i64]| -> Vec<(Stamp, usize, usize)> {
+        let path = folder.path().join("b_0.mcap");
+        write_mcap(&path, order, true);
+        let options = InputOptions {
+            sweeps: 2,
+            ..Default::default()
+        };
+        let frames = Frames::open(&path, &options).unwrap();
+        frames
+            .map(|frame| {
+                let frame = frame.unwrap();
+                (frame.stamp, frame.sweeps, frame.points.len())
+            })
+            .collect()
+    };
+    assert_eq!(frames(&order).len(), 12);
+    assert_eq!(frames(&order), frames(&swapped));
+}
+
+#[test]
+fn the_parts_of_a_bag_are_read_in_order_of_time_whatever_their_names_and_the_metadata_say() {
+    // The last parts overlap.
+    let parts = [
+        ("z", vec![1, 2]),
+        ("a", vec![3, 4, 6, 8]),
+        ("b", vec![5, 7, 9]),
+    ];
+    for kind in ["db3", "mcap", "no_index.mcap"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut names = Vec::new();
+        for (name, indices) in &parts {
+            let name = format!("{name}.{kind}");
+            let path = folder.path().join(&name);
+            match kind {
+                "db3" => write_db3(&path, indices, false),
+                _ => write_mcap(&path, indices, kind == "mcap"),
+            }
+            names.push(name);
+        }
+        assert_clouds(&collect(folder.path(), &["/points"]), 9);
+        for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+            let names = order.map(|i| names[i].as_str());
+            write_metadata(folder.path(), 5, &names, "", 9);
+            assert_clouds(&collect(folder.path(), &["/points"]), 9);
+        }
+    }
+}
+
+#[test]
+fn packed_parts_are_read_in_order_of_time_where_the_metadata_knows_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let parts = [("b_0.mcap.zstd", 3..=4), ("b_1.mcap.zstd", 1..=2)];
+    let mut files = String::from("  files:\n");
+    for (name, indices) in parts {
+        let plain = folder.path().join("plain");
+        write_mcap(&plain, &indices.clone().collect::<Vec<_>>(), true);
+        let packed = zstd::encode_all(fs::read(&plain).unwrap().as_slice(), 1).unwrap();
+        fs::remove_file(plain).unwrap();
+        fs::write(folder.path().join(name), packed).unwrap();
+        files += &format!(
+            "    - path: {name}\n      starting_time:\n        nanoseconds_since_epoch: {}\n      \
+             duration:\n        nanoseconds: 1\n      message_count: 4\n",
+            indices.start() * SECOND
+        );
+    }
+    let names = ["b_0.mcap.zstd", "b_1.mcap.zstd"];
+    write_metadata(folder.path(), 5, &names, "FILE", 4);
+    // Where it does not, they come as they are listed, and that is told.
+    let told = warnings(|| {
+        let times = collect(folder.path(), &["/points"]);
+        let times: Vec<i64> = times.iter().map(|m| m.log_time / SECOND).collect();
+        assert_eq!(times, [3, 4, 1, 2]);
+    });
+    assert!(
+        told.contains("b_1.mcap.zstd") && told.contains("out of order"),
+        "{told}"
+    );
+    let path = folder.path().join("metadata.yaml");
+    let text = fs::read_to_string(&path).unwrap() + &files;
+    fs::write(&path, text).unwrap();
+    let told = warnings(|| assert_clouds(&collect(folder.path(), &["/points"]), 4));
+    assert_eq!(told, "");
+    // Without metadata the files themselves say.
+    fs::remove_file(&path).unwrap();
+    assert_clouds(&collect(folder.path(), &["/points"]), 4);
+}
+
+#[test]
+fn a_recorder_that_was_killed_while_it_wrote_the_metadata_leaves_a_bag_that_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], false);
+    write_db3(&folder.path().join("b_1.db3"), &[3], false);
+    let path = folder.path().join("metadata.yaml");
+    let part = |file: &str, start, count| centerpoint_ptq::bag::Part {
+        file: file.to_owned(),
+        start: Stamp(start),
+        end: Stamp(start),
+        topics: vec![
+            centerpoint_ptq::bag::PartTopic::of::<PointCloud2>("/points", count),
+            centerpoint_ptq::bag::PartTopic::of::<TfMessage>("/tf", count),
+        ],
+    };
+    let parts = [part("b_0.db3", SECOND, 2), part("b_1.db3", 3 * SECOND, 1)];
+    centerpoint_ptq::bag::write_metadata(folder.path(), &parts).unwrap();
+    let new = fs::read_to_string(&path).unwrap();
+    write_metadata(folder.path(), 4, &["b_0.db3", "b_1.db3"], "", 3);
+    let old = fs::read_to_string(&path).unwrap();
+    for text in [new, old] {
+        for length in 0..=text.len() {
+            fs::write(&path, &text[..length]).unwrap();
+            assert_clouds(&collect(folder.path(), &["/points"]), 3);
+            let reader = Reader::open(folder.path()).unwrap();
+            assert_eq!(reader.topics()[0].count, Some(3), "cut at {length}");
+        }
+    }
+    fs::write(&path, "").unwrap();
+    let told = warnings(|| drop(Reader::open(folder.path()).unwrap()));
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(
+        told.contains("metadata.yaml is not a rosbag2 metadata file"),
+        "{told}"
+    );
+    assert!(told.contains("as if there were no metadata"), "{told}");
+}
+
+#[test]
+fn metadata_is_read_with_empty_keys_numbers_as_text_and_keys_of_later_versions() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], false);
+    write_metadata(folder.path(), 9, &["b_0.db3"], "", 4);
+    let path = folder.path().join("metadata.yaml");
+    let whole = fs::read_to_string(&path).unwrap();
+    let edits: [&[(&str, &str)]; 9] = [
+        &[("version: 9", "version: \"9\"")],
+        &[("version: 9", "version: 9.0")],
+        &[("version: 9", "version: ~\n  later_key: {a: [1]}")],
+        &[("message_count: 4", "message_count: '4'")],
+        &[("nanoseconds: 1000", "nanoseconds: \" 1000 \"")],
+        &[("compression_format: \"\"", "compression_format: ~")],
+        &[("compression_mode: \"\"", "compression_mode:\n  files: ~")],
+        &[("storage_identifier: sqlite3", "storage_identifier: null")],
+        &[(
+            "relative_file_paths:\n    - b_0.db3",
+            "relative_file_paths: ~\n  files:\n    - path: b_0.db3\n      duration: ~",
+        )],
+    ];
+    for edits in edits {
+        let mut text = whole.clone();
+        for (from, to) in edits {
+            assert!(text.contains(from), "{from}");
+            text = text.replace(from, to);
+        }
+        fs::write(&path, &text).unwrap();
+        let told = warnings(|| assert_clouds(&collect(folder.path(), &["/points"]), 2));
+        assert!(!told.contains("as if there were no"), "{told}");
+    }
+    // Nothing is left that says what is there.
+    for key in [
+        "files: ~",
+        "relative_file_paths: ~",
+        "topics_with_message_count: ~",
+    ] {
+        let text = format!("rosbag2_bagfile_information:\n  version: 9\n  {key}\n");
+        fs::write(&path, text).unwrap();
+        let told = warnings(|| assert_clouds(&collect(folder.path(), &["/points"]), 2));
+        assert!(told.contains("lists no files"), "{told}");
+    }
+}
+
+#[test]
+fn files_that_the_metadata_does_not_list_are_told_and_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], false);
+    write_db3(&folder.path().join("b_1.db3"), &[3], false);
+    write_metadata(folder.path(), 4, &["b_0.db3"], "", 4);
+    let told = warnings(|| assert_clouds(&collect(folder.path(), &["/points"]), 2));
+    assert!(told.contains("does not list b_1.db3"), "{told}");
+    // Unless it is older than its files, as one that the recorder wrote at a split.
+    write_metadata(folder.path(), 4, &["b_0.db3"], "", 3);
+    let told = warnings(|| assert_clouds(&collect(folder.path(), &["/points"]), 3));
+    assert!(told.contains("older than the files"), "{told}");
+}
+
+#[test]
+fn a_listed_file_that_is_gone_costs_its_own_messages() {
+    let folder = tempfile::tempdir().unwrap();
+    write_db3(&folder.path().join("b_0.db3"), &[1, 2], false);
+    write_metadata(folder.path(), 5, &["b_0.db3", "b_1.db3"], "", 4);
+    let told = warnings(|| {
+        let reader = Reader::open(folder.path()).unwrap();
+        let (good, bad): (Vec<_>, Vec<_>) = reader.messages(&["/points"]).partition(Result::is_ok);
+        assert_eq!((good.len(), bad.len()), (2, 1));
+        let text = bad[0].as_ref().unwrap_err().to_string();
+        assert!(text.contains("b_1.db3"), "{text}");
+    });
+    assert!(told.contains("lists") && told.contains("b_1.db3"), "{told}");
+}
+
+#[test]
+fn counts_that_the_files_contradict_are_told_and_corrected() {
+    for kind in ["db3", "mcap"] {
+        let folder = tempfile::tempdir().unwrap();
+        let name = format!("b_0.{kind}");
+        match kind {
+            "db3" => write_db3(&folder.path().join(&name), &[1, 2], false),
+            _ => write_mcap(&folder.path().join(&name), &[1, 2], true),
+        }
+        write_metadata(folder.path(), 5, &[&name], "", 7);
+        let told = warnings(|| {
+            let reader = Reader::open(folder.path()).unwrap();
+            let counts: Vec<_> = reader
+                .topics()
+                .iter()
+                .map(|t| (&*t.name, t.count))
+                .collect();
+            assert_eq!(counts, [("/points", Some(2)), ("/tf", Some(2))]);
+            assert_clouds(&collect(folder.path(), &["/points"]), 2);
+        });
+        assert!(
+            told.contains("counts 7 messages") && told.contains("hold 4"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
+fn types_have_their_ros2_names_however_the_bag_writes_them() {
+    for name in [
+        "sensor_msgs/msg/PointCloud2",
+        "sensor_msgs/PointCloud2",
+        "sensor_msgs::msg::dds_::PointCloud2_",
+        "sensor_msgs/msg/dds_/PointCloud2_",
+        "sensor_msgs::msg::PointCloud2",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("b_0.db3");
+        write_db3(&path, &[1], false);
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.execute("UPDATE topics SET type = ?1 WHERE id = 1", [name])
+            .unwrap();
+        drop(db);
+        let read = |bag: &Path| {
+            let reader = Reader::open(bag).unwrap();
+            let clouds = reader.topics_of_type(PointCloud2::TYPE).count();
+            assert_eq!(clouds, 1, "{name}");
+            assert_eq!(
+                Frames::open(bag, &InputOptions::default()).unwrap().count(),
+                1
+            );
+        };
+        read(&path);
+        write_metadata(folder.path(), 5, &["b_0.db3"], "", 2);
+        let metadata = folder.path().join("metadata.yaml");
+        let text = fs::read_to_string(&metadata).unwrap();
+        fs::write(&metadata, text.replace(PointCloud2::TYPE, name)).unwrap();
+        read(folder.path());
+    }
 }
 
 #[test]
@@ -420,41 +762,111 @@ fn a_cut_mcap_yields_what_is_whole_and_then_an_error_with_the_offset() {
     assert!(most > 250, "{most}");
 }
 
+/// Also where what leads to the rows lies behind the break.
 #[test]
-fn a_cut_database_is_an_error_not_a_panic() {
-    let folder = tempfile::tempdir().unwrap();
-    let db = folder.path().join("whole.db3");
-    write_db3(&db, &(1..=30).collect::<Vec<_>>(), false);
-    let whole = fs::read(&db).unwrap();
-    let cut = folder.path().join("cut.db3");
-    for length in (0..whole.len()).step_by(whole.len() / 61) {
-        fs::write(&cut, &whole[..length]).unwrap();
-        let Ok(reader) = Reader::open(&cut) else {
-            continue;
-        };
-        let (good, bad): (Vec<_>, Vec<_>) = reader.messages(&["/points"]).partition(Result::is_ok);
-        assert_eq!(bad.len(), 1, "cut at {length}");
-        for message in good.into_iter().flatten() {
-            PointCloud2::decode(&message.data).unwrap();
+fn a_cut_database_yields_all_rows_that_are_whole_and_then_an_error_with_what_is_missing() {
+    for page_size in [512, 4096, 65536] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("whole.db3");
+        let connection = rusqlite::Connection::open(&path).unwrap();
+        connection
+            .execute_batch(&format!("PRAGMA page_size = {page_size}"))
+            .unwrap();
+        let count = 60;
+        fill_db3(&connection, &(1..=count).collect::<Vec<_>>(), false);
+        drop(connection);
+        let whole = fs::read(&path).unwrap();
+        let cut = folder.path().join("cut.db3");
+        let (mut most, mut opened) = (0, 0);
+        for length in (0..whole.len()).step_by(whole.len() / 61) {
+            fs::write(&cut, &whole[..length]).unwrap();
+            let Ok(reader) = Reader::open(&cut) else {
+                continue;
+            };
+            opened += 1;
+            let items: Vec<_> = reader.messages(&["/points"]).collect();
+            let errors: Vec<String> = items
+                .iter()
+                .filter_map(|item| Some(item.as_ref().err()?.to_string()))
+                .collect();
+            assert_eq!(errors.len(), 1, "cut at {length}: {errors:?}");
+            assert!(items.last().unwrap().is_err());
+            let said = format!("{length} of {} bytes", whole.len());
+            assert!(errors[0].contains(&said), "{errors:?}");
+            let good: Vec<_> = items.into_iter().flatten().collect();
+            assert_clouds(&good, good.len() as i64);
+            // A row and a half may be cut, or lie in the page that is.
+            let there = length as i64 * count / whole.len() as i64;
+            let slack = 3 + page_size / 2500;
+            assert!(
+                good.len() as i64 > there - slack,
+                "{} of {there}, cut at {length}",
+                good.len()
+            );
+            assert!(good.len() >= most);
+            most = good.len();
         }
+        assert!(opened > 50, "{opened}");
     }
 }
 
 #[test]
-fn a_cut_packed_file_yields_what_is_whole_and_then_an_error() {
+fn a_cut_packed_file_yields_what_is_whole_and_then_one_error() {
     let folder = tempfile::tempdir().unwrap();
     write_bag(&folder.path().join("drive"), 100);
-    let plain = fs::read(folder.path().join("drive/drive_0.mcap")).unwrap();
-    let packed = zstd::encode_all(plain.as_slice(), 1).unwrap();
-    let cut = folder.path().join("cut.mcap.zstd");
-    for length in (1..packed.len()).step_by(packed.len() / 23) {
-        fs::write(&cut, &packed[..length]).unwrap();
-        let Ok(reader) = Reader::open(&cut) else {
-            continue;
-        };
-        let errors = reader.messages(&["/points"]).filter(Result::is_err).count();
-        assert!(errors >= 1, "cut at {length}");
+    let db = folder.path().join("plain.db3");
+    write_db3(&db, &(1..=100).collect::<Vec<_>>(), false);
+    for plain in [folder.path().join("drive/drive_0.mcap"), db] {
+        let plain = fs::read(plain).unwrap();
+        let packed = zstd::bulk::compress(&plain, 1).unwrap();
+        let cut = folder.path().join("cut.zstd");
+        let (mut most, mut opened) = (0, 0);
+        for length in (1..packed.len()).step_by(packed.len() / 23) {
+            fs::write(&cut, &packed[..length]).unwrap();
+            let Ok(reader) = Reader::open(&cut) else {
+                continue;
+            };
+            opened += 1;
+            let items: Vec<_> = reader.messages(&["/points"]).collect();
+            let error = items.last().unwrap().as_ref().unwrap_err().to_string();
+            let good: Vec<_> = items.into_iter().flatten().collect();
+            assert!(error.contains("the packed file was cut off"), "{error}");
+            let said = format!(" of {} bytes could be unpacked", plain.len());
+            assert!(error.contains(&said), "{error}");
+            assert_clouds(&good, good.len() as i64);
+            assert!(good.len() >= most);
+            most = good.len();
+        }
+        assert!(opened > 15, "{opened}");
+        assert!(most > 60, "{most}");
     }
+}
+
+#[test]
+fn a_cut_recording_says_how_many_messages_of_its_metadata_are_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let bag = folder.path().join("drive");
+    write_bag(&bag, 100);
+    let path = bag.join("drive_0.mcap");
+    let bytes = fs::read(&path).unwrap();
+    fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    let items: Vec<_> = Reader::open(&bag).unwrap().messages(&["/points"]).collect();
+    let (good, bad): (Vec<_>, Vec<_>) = items.into_iter().partition(Result::is_ok);
+    assert!((30..70).contains(&good.len()), "{}", good.len());
+    let error = bad.into_iter().next().unwrap().unwrap_err();
+    assert!(
+        matches!(error, BagError::Incomplete { given, expected: 100, .. }
+        if given == good.len() as u64)
+    );
+    let text = error.to_string();
+    let said = format!(
+        "of 100 messages on the topics read {} could be read",
+        good.len()
+    );
+    assert!(
+        text.contains(&said) && text.contains("drive_0.mcap"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -523,14 +935,24 @@ fn ros1_mcap_is_refused_with_its_profile() {
 }
 
 #[test]
-fn a_topic_in_another_encoding_is_one_error() {
+fn topics_in_other_encodings_are_one_error_each_and_the_others_are_read() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("mixed.mcap");
-    let mut writer = mcap::Writer::new(fs::File::create(&path).unwrap()).unwrap();
-    for (topic, encoding) in [("/json", "json"), ("/cdr", "cdr")] {
+    let encodings = [("/cdr", "cdr"), ("/json", "json"), ("/old", "ros1")];
+    let mcap = folder.path().join("mixed.mcap");
+    let mut writer = mcap::Writer::new(fs::File::create(&mcap).unwrap()).unwrap();
+    let database = folder.path().join("mixed.db3");
+    write_db3(&database, &[], false);
+    let db = rusqlite::Connection::open(&database).unwrap();
+    db.execute("DELETE FROM topics", []).unwrap();
+    for (id, (topic, encoding)) in (1..).zip(encodings) {
         let channel_id = writer
             .add_channel(0, topic, encoding, &Default::default())
             .unwrap();
+        db.execute(
+            "INSERT INTO topics VALUES(?1, ?2, 'a/msg/B', ?3, '')",
+            rusqlite::params![id, topic, encoding],
+        )
+        .unwrap();
         for log_time in 0..3 {
             let header = mcap::records::MessageHeader {
                 channel_id,
@@ -539,15 +961,45 @@ fn a_topic_in_another_encoding_is_one_error() {
                 publish_time: 0,
             };
             writer.write_to_known_channel(&header, b"{}").unwrap();
+            db.execute(
+                "INSERT INTO messages(topic_id, timestamp, data) VALUES(?1, ?2, x'7b7d')",
+                rusqlite::params![id, log_time as i64],
+            )
+            .unwrap();
         }
     }
     writer.finish().unwrap();
-    let reader = Reader::open(&path).unwrap();
-    let items: Vec<_> = reader.all_messages().collect();
-    assert_eq!(items.iter().filter(|item| item.is_ok()).count(), 3);
-    let errors: Vec<_> = items.into_iter().filter_map(Result::err).collect();
-    assert_eq!(errors.len(), 1);
-    assert!(errors[0].to_string().contains("json"), "{}", errors[0]);
+    drop(db);
+    // Each by itself, and both as the parts of a bag.
+    for (bag, count) in [(mcap.as_path(), 3), (&database, 3), (folder.path(), 6)] {
+        let reader = Reader::open(bag).unwrap();
+        let encodings: Vec<_> = reader
+            .topics()
+            .iter()
+            .map(|t| t.encoding.as_deref())
+            .collect();
+        assert_eq!(encodings, [None, Some("json"), Some("ros1")]);
+        let (good, bad): (Vec<_>, Vec<_>) = reader.all_messages().partition(Result::is_ok);
+        assert_eq!(good.len(), count);
+        let mut texts: Vec<_> = bad
+            .into_iter()
+            .map(|item| item.unwrap_err().to_string())
+            .collect();
+        texts.sort_by_key(|text| text.contains("ros1"));
+        assert_eq!(texts.len(), 2, "{texts:?}");
+        assert!(
+            texts[0].contains("/json") && texts[0].contains("\"json\""),
+            "{texts:?}"
+        );
+        assert!(
+            texts[1].contains("/old") && texts[1].contains("\"ros1\""),
+            "{texts:?}"
+        );
+        assert_eq!(
+            reader.messages(&["/cdr"]).map(Result::unwrap).count(),
+            count
+        );
+    }
 }
 
 proptest! {

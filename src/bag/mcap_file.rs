@@ -405,13 +405,11 @@ impl McapFile {
                 ));
             }
             match opcode {
-                op::CHUNK if length.min(available) < CHUNK_TIMES => {
-                    if !cut {
-                        let reason = "a chunk header is cut off".to_owned();
-                        plan.errors.push(self.corrupt(offset, reason));
-                    }
+                op::CHUNK if length < CHUNK_TIMES && !cut => {
+                    let reason = "a chunk header is cut off".to_owned();
+                    plan.errors.push(self.corrupt(offset, reason));
                 }
-                op::CHUNK => {
+                op::CHUNK if available >= CHUNK_TIMES => {
                     let times = self.read_body(body_at, CHUNK_TIMES)?;
                     plan.pieces.push(Piece {
                         start: number(&times, 0).map_or(i64::MIN, log_time),

@@ -304,9 +304,9 @@ impl Messages {
         let (place, cursor) = self.open.pop_first()?;
         let (time, number, offset, position) = place;
         let result = match cursor {
-            Cursor::Chunk(chunk) => self.from_chunk(number, offset, position, chunk),
-            Cursor::Run { end } => self.from_run(number, offset, end),
-            Cursor::Rows(rows) => self.from_rows(number, offset as i64, rows),
+            Cursor::Chunk(chunk) => self.next_of_chunk(number, offset, position, chunk),
+            Cursor::Run { end } => self.next_of_run(number, offset, end),
+            Cursor::Rows(rows) => self.next_of_rows(number, offset as i64, rows),
         };
         let message = match result {
             Ok(message) => message?,
@@ -329,7 +329,7 @@ impl Messages {
         Some(message)
     }
 
-    fn from_chunk(
+    fn next_of_chunk(
         &mut self,
         number: usize,
         offset: u64,
@@ -357,7 +357,7 @@ impl Messages {
         message.map(Some)
     }
 
-    fn from_run(
+    fn next_of_run(
         &mut self,
         number: usize,
         offset: u64,
@@ -380,7 +380,7 @@ impl Messages {
         message.map(Some)
     }
 
-    fn from_rows(
+    fn next_of_rows(
         &mut self,
         number: usize,
         id: i64,
@@ -476,5 +476,287 @@ fn unpack(message: RawMessage) -> Result<RawMessage, BagError> {
             log_time: Stamp(message.log_time),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use mcap::records::MessageHeader;
+    use mcap::{Compression, WriteOptions};
+    use proptest::prelude::*;
+    use proptest::test_runner::TestCaseError;
+
+    use super::*;
+    use crate::bag::Reader;
+
+    /// How a file is written.
+    #[derive(Debug, Clone)]
+    struct Layout {
+        chunks: bool,
+        chunk_size: u64,
+        compression: Option<Compression>,
+        index: bool,
+        /// What the index has: channels, statistics, chunks.
+        channels: bool,
+        statistics: bool,
+        chunk_indexes: bool,
+    }
+
+    const PLAIN: Layout = Layout {
+        chunks: true,
+        chunk_size: 1000,
+        compression: None,
+        index: true,
+        channels: true,
+        statistics: true,
+        chunk_indexes: true,
+    };
+
+    fn layout() -> impl Strategy<Value = Layout> {
+        let compression = prop_oneof![
+            Just(None),
+            Just(Some(Compression::Zstd)),
+            Just(Some(Compression::Lz4)),
+        ];
+        let often = || prop::bool::weighted(0.8);
+        let index = (often(), often(), often(), often());
+        (often(), 1..600u64, compression, index).prop_map(
+            |(chunks, chunk_size, compression, (index, channels, statistics, chunk_indexes))| {
+                Layout {
+                    chunks,
+                    chunk_size,
+                    compression,
+                    index,
+                    channels,
+                    statistics,
+                    chunk_indexes,
+                }
+            },
+        )
+    }
+
+    /// Times and topics in file order; a message's number is what it holds.
+    fn write(path: &Path, layout: &Layout, messages: &[(i64, usize)], first: u64) {
+        let mut writer = WriteOptions::new()
+            .use_chunks(layout.chunks)
+            .chunk_size(Some(layout.chunk_size))
+            .compression(layout.compression)
+            .compression_threads(0)
+            .emit_summary_records(layout.index)
+            .emit_summary_offsets(layout.index)
+            .emit_message_indexes(layout.index)
+            .repeat_channels(layout.index && layout.channels)
+            .repeat_schemas(layout.index && layout.channels)
+            .emit_statistics(layout.index && layout.statistics)
+            .emit_chunk_indexes(layout.index && layout.chunk_indexes)
+            .create(File::create(path).unwrap())
+            .unwrap();
+        for (number, &(time, topic)) in (first..).zip(messages) {
+            let schema = writer
+                .add_schema("std_msgs/msg/Empty", "ros2msg", b"")
+                .unwrap();
+            let topic = TOPICS[topic];
+            let channel_id = writer
+                .add_channel(schema, topic, "cdr", &Default::default())
+                .unwrap();
+            let header = MessageHeader {
+                channel_id,
+                sequence: 0,
+                log_time: time as u64,
+                publish_time: 0,
+            };
+            let mut data = number.to_le_bytes().to_vec();
+            data.resize(8 + number as usize % 90, 7);
+            writer.write_to_known_channel(&header, &data).unwrap();
+        }
+        writer.finish().unwrap();
+    }
+
+    const TOPICS: [&str; 3] = ["/a", "/b", "/c"];
+
+    /// The messages of some files as they must come: a stable sort.
+    fn sorted(parts: &[Vec<(i64, usize)>], topics: &[usize]) -> Vec<(i64, usize, u64)> {
+        let mut all: Vec<_> = (0..)
+            .zip(parts.iter().flatten())
+            .map(|(number, &(time, topic))| (time, topic, number))
+            .collect();
+        all.retain(|(_, topic, _)| topics.contains(topic));
+        all.sort_by_key(|(time, ..)| *time);
+        all
+    }
+
+    fn number(message: &RawMessage) -> (i64, usize, u64) {
+        let topic = TOPICS.iter().position(|topic| *topic == &*message.topic);
+        let number = u64::from_le_bytes(message.data[..8].try_into().unwrap());
+        assert_eq!(message.data.len(), (8 + number as usize % 90).max(8));
+        (message.log_time, topic.unwrap(), number)
+    }
+
+    fn names(topics: &[usize]) -> Vec<&'static str> {
+        topics.iter().map(|topic| TOPICS[*topic]).collect()
+    }
+
+    /// Mostly in order, with some messages far from their place.
+    fn times() -> impl Strategy<Value = Vec<(i64, usize)>> {
+        let message = (0..20i64, prop::bool::weighted(0.1), 0..2000i64, 0..3usize);
+        prop::collection::vec(message, 0..120).prop_map(|messages| {
+            let place = |(i, (jitter, far, anywhere, topic)): (i64, _)| match far {
+                true => (anywhere, topic),
+                false => (i * 10 + jitter, topic),
+            };
+            (0..).zip(messages).map(place).collect()
+        })
+    }
+
+    fn subset() -> impl Strategy<Value = Vec<usize>> {
+        prop::sample::subsequence(vec![0, 1, 2], 1..=3)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn messages_come_in_a_stable_order_of_log_time(
+            layouts in prop::collection::vec(layout(), 1..4),
+            parts in prop::collection::vec(times(), 1..4),
+            topics in subset(),
+            memory in prop_oneof![Just(0usize), 1..3000usize, Just(CHUNK_MEMORY)],
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut first = 0;
+            for (i, messages) in parts.iter().enumerate() {
+                let layout = &layouts[i % layouts.len()];
+                write(&folder.path().join(format!("b_{i}.mcap")), layout, messages, first);
+                first += messages.len() as u64;
+            }
+            let reader = Reader::open(folder.path()).unwrap();
+            let mut messages = reader.messages(&names(&topics));
+            messages.memory = memory;
+            let mut read = Vec::new();
+            for item in &mut messages {
+                let message = item.map_err(|error| TestCaseError::fail(error.to_string()))?;
+                read.push(number(&message));
+            }
+            prop_assert_eq!(read, sorted(&parts, &topics));
+            prop_assert_eq!(messages.resident, 0);
+            prop_assert_eq!(messages.open_files, 0);
+        }
+
+        #[test]
+        fn a_cut_file_gives_whole_messages_in_order_then_one_error(
+            layout in layout(),
+            messages in times(),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("cut.mcap");
+            write(&path, &layout, &messages, 0);
+            let whole = std::fs::metadata(&path).unwrap().len();
+            let length = 8 + cut.index(whole as usize - 8) as u64;
+            File::options().write(true).open(&path).unwrap().set_len(length).unwrap();
+            let reader = Reader::open(&path).unwrap();
+            let (mut read, mut errors) = (Vec::new(), 0);
+            for item in reader.all_messages() {
+                match item {
+                    Ok(message) => {
+                        prop_assert_eq!(errors, 0, "messages behind the error");
+                        read.push(number(&message));
+                    }
+                    Err(_) => errors += 1,
+                }
+            }
+            let all = sorted(std::slice::from_ref(&messages), &[0, 1, 2]);
+            // What is read is a beginning of the file in order of time, all of it.
+            let mut expected = all.clone();
+            expected.retain(|(.., number)| (*number as usize) < read.len());
+            prop_assert_eq!(&read, &expected);
+            prop_assert!(errors == 1 || read.len() == all.len() && errors == 0);
+        }
+    }
+
+    #[test]
+    fn chunks_that_do_not_fit_into_memory_together_are_unpacked_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wide.mcap");
+        // Every chunk reaches from the beginning to the end.
+        let messages: Vec<(i64, usize)> = (0..400).map(|i| (i * 37 % 401, 0)).collect();
+        let layout = Layout {
+            compression: Some(Compression::Zstd),
+            ..PLAIN
+        };
+        write(&path, &layout, &messages, 0);
+        let reader = Reader::open(&path).unwrap();
+        let mut items = reader.all_messages();
+        items.memory = 4000;
+        let mut read = Vec::new();
+        let mut most = 0;
+        while let Some(item) = items.next() {
+            read.push(number(&item.unwrap()));
+            most = most.max(items.resident);
+        }
+        assert_eq!(read, sorted(&[messages], &[0]));
+        assert!((1000..=4000).contains(&most), "{most}");
+        assert!(items.told.contains(&Told::Memory(0)));
+    }
+
+    #[test]
+    fn a_chunk_that_says_a_wrong_time_of_itself_is_read_and_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("wrong.mcap");
+        let layout = Layout {
+            chunk_size: 1,
+            index: false,
+            ..PLAIN
+        };
+        write(&path, &layout, &[(10, 0), (20, 0), (30, 0)], 0);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let start = 10u64.to_le_bytes();
+        let chunk = bytes.windows(8).position(|bytes| bytes == start).unwrap();
+        bytes[chunk] = 25;
+        std::fs::write(&path, bytes).unwrap();
+        let reader = Reader::open(&path).unwrap();
+        let mut items = reader.all_messages();
+        let times: Vec<_> = items.by_ref().map(|item| item.unwrap().log_time).collect();
+        assert_eq!(times, [20, 10, 30]);
+        assert!(items.told.contains(&Told::Order(0)));
+    }
+
+    #[test]
+    fn a_recording_in_order_has_one_chunk_in_memory_and_one_file_open() {
+        let folder = tempfile::tempdir().unwrap();
+        for part in 0..80 {
+            let messages: Vec<_> = (0..60).map(|i| (part * 1000 + i * 10, 0)).collect();
+            let path = folder.path().join(format!("b_{part}.mcap"));
+            write(&path, &PLAIN, &messages, part as u64 * 60);
+        }
+        let reader = Reader::open(folder.path()).unwrap();
+        let mut items = reader.all_messages();
+        let mut count = 0;
+        while let Some(item) = items.next() {
+            assert_eq!(number(&item.unwrap()).2, count);
+            count += 1;
+            assert!(items.resident < 2200, "{}", items.resident);
+            assert!(items.open_files <= 1);
+        }
+        assert_eq!(count, 80 * 60);
+    }
+
+    #[test]
+    fn more_files_than_may_be_open_are_all_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let layout = Layout {
+            chunks: false,
+            ..PLAIN
+        };
+        for part in 0..2 * MAX_OPEN {
+            let path = folder.path().join(format!("b_{part}.mcap"));
+            write(&path, &layout, &[(0, 0), (1000, 0)], 0);
+        }
+        let reader = Reader::open(folder.path()).unwrap();
+        let mut items = reader.all_messages();
+        assert_eq!(items.by_ref().map(Result::unwrap).count(), 4 * MAX_OPEN);
+        assert!(items.told.contains(&Told::OpenFiles));
     }
 }

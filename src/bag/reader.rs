@@ -240,19 +240,30 @@ impl Reader {
             );
             return Self::from_files(folder, present);
         }
-        let as_if_none = |reason: &dyn std::fmt::Display| {
-            tracing::warn!(
-                "{reason}; reading the {} bag file(s) beside it as if there were no metadata",
-                present.len()
-            );
+        let reason = match Self::from_metadata(folder, &metadata_path, &present)? {
+            Described::Bag(reader) => return Ok(reader),
+            Described::Not(reason) => reason,
         };
-        let metadata = match read_metadata(&metadata_path) {
+        tracing::warn!(
+            "{reason}; reading the {} bag file(s) beside it as if there were no metadata",
+            present.len()
+        );
+        Self::from_files(folder, present)
+    }
+
+    /// The bag that `metadata.yaml` describes, or why it does not describe the files in the
+    /// folder; that is an error if there are none.
+    fn from_metadata(
+        folder: &Path,
+        metadata_path: &Path,
+        present: &[PathBuf],
+    ) -> Result<Described, BagError> {
+        let metadata = match read_metadata(metadata_path) {
             Ok(metadata) => metadata,
             Err(error @ (BagError::Metadata { .. } | BagError::Io { .. }))
                 if !present.is_empty() =>
             {
-                as_if_none(&error);
-                return Self::from_files(folder, present);
+                return Ok(Described::Not(error.to_string()));
             }
             Err(error) => return Err(error),
         };
@@ -260,6 +271,10 @@ impl Reader {
         if listed.is_empty() {
             listed = metadata.files.iter().map(|f| f.path.clone()).collect();
         }
+        let not = |reason: &str| {
+            let reason = format!("{} {reason}", metadata_path.display());
+            Ok(Described::Not(reason))
+        };
         if listed.is_empty() {
             if present.is_empty() {
                 return Err(BagError::NoBag {
@@ -267,65 +282,42 @@ impl Reader {
                     found: "is a metadata.yaml that lists no files".into(),
                 });
             }
-            as_if_none(&format!("{} lists no files", metadata_path.display()));
-            return Self::from_files(folder, present);
+            return not("lists no files");
         }
-        let files: Vec<Result<PathBuf, PathBuf>> = listed
-            .iter()
-            .map(|name| find_listed(folder, name).ok_or_else(|| folder.join(name)))
-            .collect();
-        let missing = files.iter().filter_map(|file| file.as_ref().err());
-        let missing: Vec<&PathBuf> = missing.collect();
-        let found: Vec<PathBuf> = files.iter().flatten().cloned().collect();
+        let (mut files, mut missing) = (Vec::new(), Vec::new());
+        for name in &listed {
+            let found = find_listed(folder, name);
+            if found.is_none() {
+                missing.push(BagError::MissingFile {
+                    metadata: metadata_path.to_owned(),
+                    file: folder.join(name),
+                });
+            }
+            files.push(found.unwrap_or_else(|| folder.join(name)));
+        }
+        let is_listed = |path: &&PathBuf| files.iter().any(|f| f.file_name() == path.file_name());
         let others: Vec<String> = present
             .iter()
-            .filter(|path| {
-                !found
-                    .iter()
-                    .any(|file| file.file_name() == path.file_name())
-            })
+            .filter(|path| !is_listed(path))
             .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
             .collect();
-        let lacks = |file: &Path| BagError::MissingFile {
-            metadata: metadata_path.clone(),
-            file: file.to_owned(),
-        };
-        match missing.as_slice() {
-            [] if others.is_empty() => {}
-            [] => tracing::warn!(
-                "{} does not list {}, which lie(s) beside it and is not read; to read it, too, \
-                 remove metadata.yaml or make it anew with `ros2 bag reindex`",
-                metadata_path.display(),
-                others.join(", ")
-            ),
-            [first, ..] if !others.is_empty() => {
-                as_if_none(&lacks(first));
-                return Self::from_files(folder, present);
-            }
-            [first, ..] if found.is_empty() => return Err(lacks(first)),
-            missing => {
-                for file in missing {
-                    tracing::warn!("{}", lacks(file));
-                }
-            }
+        if !missing.is_empty() && !others.is_empty() {
+            return Ok(Described::Not(missing.remove(0).to_string()));
         }
-        let files = files
-            .into_iter()
-            .map(|file| file.unwrap_or_else(|gone| gone));
-        Self::from_metadata(folder, &metadata_path, metadata, files.collect())
-    }
-
-    fn from_metadata(
-        folder: &Path,
-        metadata_path: &Path,
-        metadata: Metadata,
-        files: Vec<PathBuf>,
-    ) -> Result<Self, BagError> {
+        if missing.len() == files.len() {
+            return Err(missing.remove(0));
+        }
+        // What is missing comes up again as an error among the messages.
+        for error in missing {
+            tracing::warn!("{error}");
+        }
         // The index of a plain file is cheap to read, and refuses ROS 1 before anybody waits.
-        let plain = |file: &&PathBuf| file.extension().is_none_or(|ending| ending != "zstd");
+        let plain = |file: &&PathBuf| {
+            file.is_file() && file.extension().is_none_or(|ending| ending != "zstd")
+        };
         let mut looks = BTreeMap::new();
         open_all(files.iter().filter(plain), |path, mut file| {
-            looks.insert(path.to_owned(), file.look()?);
+            looks.insert(path.to_owned(), file.look(files.len() > 1)?);
             Ok(())
         })?;
         let mut topics = BTreeMap::new();
@@ -340,45 +332,53 @@ impl Reader {
                 },
             );
         }
-        // What the files say, if all of them do, is what can be read.
+        // What the files say of themselves, where all of them do, is what can be read.
         let counts = files.iter().map(|file| looks.get(file)?.count);
         let in_files = counts.sum::<Option<u64>>();
         let in_topics: u64 = topics.values().filter_map(|topic| topic.count).sum();
         let in_metadata = metadata.message_count;
-        if topics.is_empty() || in_metadata != in_topics || in_files.is_some_and(|n| n != in_topics)
-        {
-            if in_metadata != in_topics || in_topics > 0 {
-                tracing::warn!(
-                    "{} counts {in_metadata} messages, {in_topics} by topics, but the files {}; \
-                     taking topics and counts from the files",
-                    metadata_path.display(),
-                    in_files.map_or("may hold others".to_owned(), |n| format!("hold {n}"))
-                );
-            }
-            return Self::from_files(folder, files);
+        let agrees = !topics.is_empty()
+            && in_metadata == in_topics
+            && in_files.is_none_or(|count| count == in_topics);
+        let is_empty = topics.is_empty() && in_metadata == 0 && in_files == Some(0);
+        // Since version 5 the list of files comes twice, the second time behind it.
+        let breaks_off = metadata.version >= 5 && metadata.files.is_empty();
+        if !others.is_empty() && (breaks_off || !(agrees || is_empty)) {
+            return not("is not whole, or older than the files beside it");
+        }
+        if !others.is_empty() {
+            tracing::warn!(
+                "{} does not list {}, beside it, so that is not read; to read it, too, make \
+                 the metadata anew with `ros2 bag reindex`, or remove it",
+                metadata_path.display(),
+                others.join(", ")
+            );
+        }
+        if !agrees && !is_empty {
+            tracing::warn!(
+                "{} counts {in_metadata} messages, by topics {in_topics}, but the files {}; \
+                 taking topics and counts from the files",
+                metadata_path.display(),
+                in_files.map_or("may hold others".to_owned(), |n| format!("hold {n}"))
+            );
+            return Ok(Described::Bag(Self::from_files(folder, files)?));
         }
         let start = metadata.starting_time.nanoseconds_since_epoch;
         let end = start.saturating_add(metadata.duration.nanoseconds);
-        let several = files.len() > 1;
         let known = |path: PathBuf| {
             let listed = metadata.files.iter().find(|file| {
                 file.message_count > 0 && Path::new(&file.path).file_name() == path.file_name()
             });
-            let start = looks.get(&path).and_then(|look| Some(look.times?.0));
-            let start = start
-                .or_else(|| Some(listed?.starting_time.nanoseconds_since_epoch))
-                .or_else(|| match several && looks.contains_key(&path) {
-                    true => first_time(&path),
-                    false => None,
-                });
+            let start = looks.get(&path).and_then(|look| look.start);
+            let start = start.or_else(|| Some(listed?.starting_time.nanoseconds_since_epoch));
             BagFile { path, start }
         };
-        Ok(Reader {
+        Ok(Described::Bag(Reader {
             path: folder.to_owned(),
             files: files.into_iter().map(known).collect(),
             topics: topics.into_values().collect(),
             times: (metadata.message_count > 0).then_some((Stamp(start), Stamp(end))),
-        })
+        }))
     }
 
     fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self, BagError> {
@@ -391,12 +391,14 @@ impl Reader {
             }
             if let Some((start, end)) = file.times() {
                 times = Some(times.map_or((start, end), |t| (t.0.min(start), t.1.max(end))));
-                starts.insert(path.to_owned(), start);
+            }
+            if files.len() > 1 {
+                starts.insert(path.to_owned(), file.start());
             }
             Ok(())
         })?;
         let file = |path: PathBuf| BagFile {
-            start: starts.get(&path).copied(),
+            start: starts.get(&path).copied().flatten(),
             path,
         };
         Ok(Reader {
@@ -467,11 +469,19 @@ impl Reader {
     }
 }
 
+/// What a `metadata.yaml` is worth.
+enum Described {
+    Bag(Reader),
+    /// Why it does not describe the files beside it.
+    Not(String),
+}
+
 /// What a plain file says of itself at little cost.
 struct Look {
     /// Messages in it.
     count: Option<u64>,
-    times: Option<(i64, i64)>,
+    /// Log time of the first one.
+    start: Option<i64>,
 }
 
 fn read_metadata(path: &Path) -> Result<Metadata, BagError> {
@@ -499,14 +509,6 @@ fn read_metadata(path: &Path) -> Result<Metadata, BagError> {
         });
     }
     Ok(metadata)
-}
-
-/// Log time of the first message of a plain file.
-fn first_time(path: &Path) -> Option<i64> {
-    match OpenFile::open(path).ok()?.content {
-        Content::Mcap(mut file) => file.start(),
-        Content::Sqlite(file) => Some(file.times()?.0),
-    }
 }
 
 /// Looks into the files of a bag. One that cannot be opened does not spoil the others: it comes
@@ -632,8 +634,8 @@ pub(super) struct OpenFile {
 }
 
 pub(super) enum Content {
-    Mcap(McapFile),
-    Sqlite(SqliteFile),
+    Mcap(Box<McapFile>),
+    Sqlite(Box<SqliteFile>),
 }
 
 pub(super) struct Unpacked {
@@ -659,8 +661,8 @@ impl OpenFile {
         };
         let data = unpacked.as_ref().map_or(path, |u| u.file.path());
         let content = match storage {
-            Storage::Mcap => Content::Mcap(McapFile::open(data, path)?),
-            Storage::Sqlite => Content::Sqlite(SqliteFile::open(data, path)?),
+            Storage::Mcap => Content::Mcap(Box::new(McapFile::open(data, path)?)),
+            Storage::Sqlite => Content::Sqlite(Box::new(SqliteFile::open(data, path)?)),
             Storage::Zstd => {
                 return Err(BagError::Compression {
                     path: path.to_owned(),
@@ -686,7 +688,17 @@ impl OpenFile {
         }
     }
 
-    fn look(&mut self) -> Result<Look, BagError> {
+    /// Log time of the first message.
+    fn start(&mut self) -> Option<i64> {
+        let known = self.times().map(|times| times.0);
+        match &mut self.content {
+            Content::Mcap(file) => known.or_else(|| file.start()),
+            Content::Sqlite(_) => known,
+        }
+    }
+
+    /// Times are looked for where the file `is_part` of a bag.
+    fn look(&mut self, is_part: bool) -> Result<Look, BagError> {
         let count = match &mut self.content {
             Content::Mcap(file) if file.has_index() => {
                 file.topics()?.iter().map(|topic| topic.count).sum()
@@ -694,10 +706,8 @@ impl OpenFile {
             Content::Mcap(_) => None,
             Content::Sqlite(file) => file.count(),
         };
-        Ok(Look {
-            count,
-            times: self.times(),
-        })
+        let start = if is_part { self.start() } else { None };
+        Ok(Look { count, start })
     }
 }
 

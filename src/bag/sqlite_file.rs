@@ -131,15 +131,18 @@ impl SqliteFile {
             }
         }
         let mut rows = Vec::new();
-        let mut damage = collect_rows(&self.connection, &self.wanted, &mut rows).err();
-        if damage.is_some() || self.cut.is_some() {
-            damage.get_or_insert_with(corrupt);
-            if let Ok(salvage) = Salvage::of(&self.data) {
-                let wanted = salvage.rows.values();
-                let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
-                rows.extend(wanted.map(|row| (row.time, row.id)));
-                self.salvage = Some(salvage);
-            }
+        let damage = match self.cut {
+            // SQLite fills up the page that is cut with zeros, without a word.
+            Some(_) => Some(corrupt()),
+            None => collect_rows(&self.connection, &self.wanted, &mut rows).err(),
+        };
+        if damage.is_some()
+            && let Ok(salvage) = Salvage::of(&self.data)
+        {
+            let wanted = salvage.rows.values();
+            let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
+            rows.extend(wanted.map(|row| (row.time, row.id)));
+            self.salvage = Some(salvage);
         }
         rows.sort_unstable();
         rows.dedup();
@@ -152,6 +155,9 @@ impl SqliteFile {
 
     /// The message with number `id`.
     pub fn message(&mut self, id: i64) -> Result<RawMessage, BagError> {
+        if self.cut.is_some() {
+            return self.salvaged(id).ok_or_else(|| self.damaged(corrupt()));
+        }
         let result = self
             .connection
             .prepare_cached("SELECT topic_id, timestamp, data FROM messages WHERE id = ?1")

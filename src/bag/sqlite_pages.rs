@@ -69,7 +69,8 @@ impl Pages {
 
     /// Bytes that are there and bytes that should be, where some are missing.
     pub fn cut(&self) -> Option<(u64, u64)> {
-        let expected = self.expected?;
+        let whole_pages = self.len.next_multiple_of(self.size);
+        let expected = self.expected.unwrap_or(0).max(whole_pages);
         (self.len < expected).then_some((self.len, expected))
     }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::{Ended, terminal};
 use crate::bag::msg::{Message, PointCloud2, PointField, TfMessage};
-use crate::bag::{Reader, Stamp};
+use crate::bag::{BagError, Reader, Stamp};
 use crate::cloud::{DecodeOptions, decode_with_stats};
 use crate::detector::description::ModelDescription;
 use crate::onnx;
@@ -224,6 +224,9 @@ struct TopicSummary {
     #[serde(rename = "type")]
     type_name: String,
     count: Option<u64>,
+    /// How its messages are encoded, where that is nothing that can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     first_cloud: Option<CloudSummary>,
     /// Why there is no first cloud.
@@ -269,10 +272,12 @@ fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
             name: topic.name.clone(),
             type_name: topic.type_name.clone(),
             count: topic.count,
+            encoding: topic.encoding.clone(),
             first_cloud: None,
             error: None,
         };
-        if topic.type_name == PointCloud2::TYPE && topic.count != Some(0) {
+        let readable = topic.encoding.is_none() && topic.count != Some(0);
+        if readable && topic.type_name == PointCloud2::TYPE {
             match first_cloud(&reader, &topic.name) {
                 Ok(cloud) => summary.first_cloud = cloud,
                 Err(error) => summary.error = Some(terminal::causes(&error)),
@@ -311,10 +316,19 @@ fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
 }
 
 fn first_cloud(reader: &Reader, topic: &str) -> anyhow::Result<Option<CloudSummary>> {
-    let Some(message) = reader.messages(&[topic]).next() else {
-        return Ok(None);
+    let mut damage = None;
+    let mut messages = reader.messages(&[topic]);
+    let good = messages.find_map(|item| match item {
+        Ok(message) => Some(message),
+        Err(error) => {
+            damage.get_or_insert(error);
+            None
+        }
+    });
+    let Some(message) = good else {
+        return damage.map_or(Ok(None), |error| Err(error.into()));
     };
-    let cloud = PointCloud2::decode(&message?.data)?;
+    let cloud = PointCloud2::decode(&message.data)?;
     let (points, stats) = decode_with_stats(&cloud, &DecodeOptions::default())?;
     let (mut min, mut max) = ([f32::INFINITY; 3], [f32::NEG_INFINITY; 3]);
     let mut intensity = [f32::INFINITY, f32::NEG_INFINITY];
@@ -369,6 +383,8 @@ fn check_bag(reader: &Reader) -> Check {
     for message in reader.all_messages() {
         let message = match message {
             Ok(message) => message,
+            // No damage; it is said of the topic.
+            Err(BagError::Encoding { .. }) => continue,
             Err(error) => {
                 errors.push(error.to_string());
                 continue;
@@ -410,7 +426,12 @@ impl BagSummary {
             let count = topic
                 .count
                 .map_or("?".to_owned(), |count| count.to_string());
-            text += &format!("  topic {}, {count} x {}\n", topic.name, topic.type_name);
+            text += &format!("  topic {}, {count} x {}", topic.name, topic.type_name);
+            if let Some(encoding) = &topic.encoding {
+                text +=
+                    &format!(", cannot be read: encoded as \"{encoding}\", not \"cdr\" (ROS 2)");
+            }
+            text += "\n";
             if let Some(cloud) = &topic.first_cloud {
                 text += &cloud.text();
             }
