@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "models" / "demo"
 BACKBONE = "pts_backbone_neck_head.onnx"
 REFUSED = 3
+WITH_LOSSES = 4
 
 
 def quantize(program, bag, out, *extra, model=MODEL):
@@ -462,3 +463,28 @@ def test_a_calibration_ends_with_the_process_that_started_it(program, bag, tmp_p
         assert time.monotonic() < deadline, "the child goes on without its parent"
         time.sleep(0.05)
     assert not out.exists() and not list(tmp_path.glob("*"))
+
+
+@pytest.fixture(scope="module")
+def cut_off(bag, tmp_path_factory) -> Path:
+    """A recording whose end is not there, as after a power cut or on a full disk."""
+    folder = tmp_path_factory.mktemp("cut") / "drive"
+    shutil.copytree(bag, folder)
+    (file,) = folder.glob("*.mcap")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) * 85 // 100])
+    return folder
+
+
+def test_what_was_lost_of_a_recording_is_in_the_result_and_the_exit_code(program, cut_off, tmp_path):
+    recipe = ["--recipe", ROOT / "calibration" / "quick.yaml"]
+    result = quantize(program, cut_off, tmp_path / "int8", *recipe)
+    done = json.loads(result.stdout.splitlines()[-1])
+    assert done["event"] == "done", result.stdout + result.stderr
+    assert done["input"]["losses"][0]["kind"] == "damaged_bag"
+    assert result.returncode == (WITH_LOSSES if done["verdict"]["accepted"] else REFUSED)
+    assert "warning: the recording is damaged in" in result.stderr
+
+    strict = quantize(program, cut_off, tmp_path / "strict", *recipe, "--strict")
+    assert strict.returncode == 1 and not (tmp_path / "strict").exists()
+    assert "--strict" in json.loads(strict.stdout.splitlines()[-1])["message"]

@@ -215,14 +215,15 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     let gate = recipe.as_ref().map(|recipe| &recipe.gate);
     let mut output = compare(&args, &classes, &runs, labels.as_ref(), gate)?;
     output.input = input;
-    let json = serde_json::to_string_pretty(&output)?;
     if let Some(path) = &args.out {
-        write_whole(path, |file| Ok(file.write_all(json.as_bytes())?))?;
+        write_whole(path, |file| {
+            Ok(serde_json::to_writer_pretty(file, &output)?)
+        })?;
     }
-    terminal::print(&match args.json {
-        true => json + "\n",
-        false => tables(&output),
-    })?;
+    match args.json {
+        true => terminal::print_json(&output)?,
+        false => terminal::print(&tables(&output))?,
+    }
     if output.verdict.is_some_and(|verdict| !verdict.accepted) {
         return Ok(Ended::Refused);
     }

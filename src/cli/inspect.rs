@@ -47,10 +47,10 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
 }
 
 fn print<T: Serialize>(args: &Args, summary: &T, text: fn(&T) -> String) -> anyhow::Result<()> {
-    terminal::print(&match args.json {
-        true => serde_json::to_string_pretty(summary)? + "\n",
-        false => text(summary),
-    })
+    match args.json {
+        true => terminal::print_json(summary),
+        false => terminal::print(&text(summary)),
+    }
 }
 
 /// The model description that a path stands for, if it is one of a model.

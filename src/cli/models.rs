@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Ended;
 use super::columns::{number, table};
-use super::terminal::print;
+use super::terminal::{print, print_json};
 use crate::calibration::ModelStore;
 use crate::calibration::store::{FloatModel, Limits, Listing, Selection, Version};
 use crate::detector::ModelDescription;
@@ -108,7 +108,7 @@ fn list(store: &ModelStore, json: bool, check: bool) -> anyhow::Result<()> {
             "nodes": selections.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
             "problems": problems,
         });
-        print(&(serde_json::to_string_pretty(&text)? + "\n"))?;
+        print_json(&text)?;
     } else {
         let mut text = listing(store, &versions, &selections);
         for problem in &problems {

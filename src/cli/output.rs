@@ -51,6 +51,15 @@ pub fn check_new_folder(path: &Path) -> anyhow::Result<()> {
     check_folder(path)
 }
 
+/// The same for a folder that may be there as long as it is empty.
+pub fn check_empty_folder(path: &Path) -> anyhow::Result<()> {
+    let entries = fs::read_dir(path).map(|mut entries| entries.next());
+    match entries {
+        Ok(None) => check_folder(path),
+        _ => check_new_folder(path),
+    }
+}
+
 /// Fails where a folder is not writable or cannot be made, with the folders above it, without a trace.
 pub fn check_folder(path: &Path) -> anyhow::Result<()> {
     let mut there = path.to_owned();
@@ -170,6 +179,9 @@ mod tests {
             let error = format!("{:#}", check_new_folder(&path).unwrap_err());
             assert!(error.contains(said), "{error}");
         }
+        assert!(check_empty_folder(folder.path()).is_err());
+        check_empty_folder(&inside("folder")).unwrap();
+        check_empty_folder(&inside("new")).unwrap();
         check_file(&inside("a.json")).unwrap();
         check_file(&inside("file")).unwrap();
         check_new_folder(&inside("new/deeper/bag")).unwrap();

@@ -643,29 +643,27 @@ impl Player {
 
     fn print(&self) -> anyhow::Result<()> {
         let s = &self.summary;
-        terminal::print(&match self.args.json {
-            true => serde_json::to_string(s)? + "\n",
-            false => {
-                let mut more = String::new();
-                if s.cut_pauses > 0 {
-                    let cut = span((s.cut_seconds * 1e9) as u64);
-                    more += &format!("; {cut} cut from {} pauses", s.cut_pauses);
-                }
-                if s.lost > 0 {
-                    more += &format!("; {} could not be played", s.lost);
-                }
-                format!(
-                    "played {} clouds, {} transform messages and {} others in {:.2} s, \
-                     at the latest {:.1} ms late{more}{}\n",
-                    s.clouds,
-                    s.transforms,
-                    s.other,
-                    s.seconds,
-                    s.max_late_ms,
-                    if s.interrupted { " (interrupted)" } else { "" }
-                )
-            }
-        })
+        if self.args.json {
+            return terminal::print_json_line(s);
+        }
+        let mut more = String::new();
+        if s.cut_pauses > 0 {
+            let cut = span((s.cut_seconds * 1e9) as u64);
+            more += &format!("; {cut} cut from {} pauses", s.cut_pauses);
+        }
+        if s.lost > 0 {
+            more += &format!("; {} could not be played", s.lost);
+        }
+        terminal::print(&format!(
+            "played {} clouds, {} transform messages and {} others in {:.2} s, \
+             at the latest {:.1} ms late{more}{}\n",
+            s.clouds,
+            s.transforms,
+            s.other,
+            s.seconds,
+            s.max_late_ms,
+            if s.interrupted { " (interrupted)" } else { "" }
+        ))
     }
 }
 

@@ -17,7 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::input::{InputArgs, InputError, Intake};
-use super::output::check_folder;
+use super::output::check_empty_folder;
 use super::sweeps::{SweepArgs, Sweeps};
 use super::{Ended, terminal};
 use crate::bag::Reader;
@@ -103,21 +103,23 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     match result {
         Ok((report, input)) => {
             let verdict = &report.check.verdict;
-            let text = match kind {
+            // The model is there; a standard output that is not is no reason to fail.
+            let _ = match kind {
                 ProgressKind::Json => {
                     let out = args.out.display().to_string();
                     let event =
                         json!({"event": "done", "out": out, "verdict": verdict, "input": input});
-                    event.to_string() + "\n"
+                    terminal::print_json_line(&event)
                 }
                 _ => {
                     // What was judged and what was not is the last word.
                     let (summary, judged) = (report.summary(), verdict.text());
-                    format!("{summary}\n{judged}wrote {}\n", args.out.display())
+                    terminal::print(&format!(
+                        "{summary}\n{judged}wrote {}\n",
+                        args.out.display()
+                    ))
                 }
             };
-            // The model is there; a standard output that is not is no reason to fail.
-            let _ = terminal::print(&text);
             Ok(match verdict.accepted {
                 true => input.ended(),
                 false => Ended::Refused,
@@ -127,7 +129,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
             let message = terminal::causes(&error);
             if kind == ProgressKind::Json {
                 let event = json!({"event": "error", "message": message});
-                let _ = terminal::print(&format!("{event}\n"));
+                let _ = terminal::print_json_line(&event);
             }
             if !is_cancelled(&error) {
                 return Err(error);
@@ -258,7 +260,7 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<(Report, InputSumm
         recipe.threads = threads;
     }
     let out = &args.out;
-    check_folder(out)?;
+    check_empty_folder(out)?;
     let model = ModelDescription::load(&args.model)?;
     recipe.suits(&model.classes)?;
     let (intake, left_out) = (Intake::new(args.input.strictness), Rc::default());

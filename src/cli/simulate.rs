@@ -10,7 +10,7 @@ use super::input::{SensorPose, parse_pose};
 use super::output::check_new_folder;
 use super::{Ended, terminal};
 use crate::bag::Stamp;
-use crate::sim::{ObjectClass, Plan, SceneKind, Sensor, write_bag};
+use crate::sim::{ObjectClass, Plan, SceneKind, Sensor, SimError, write_bag};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -105,7 +105,13 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         !stop.load(Ordering::Relaxed)
     });
     bar.finish_and_clear();
-    let summary = summary?;
+    let summary = match summary {
+        Err(stopped @ SimError::Stopped) => {
+            terminal::note(&stopped.to_string());
+            return Ok(Ended::Cancelled);
+        }
+        summary => summary?,
+    };
 
     let per_frame = |n: usize| n as f64 / summary.frames as f64;
     let seconds = begin.elapsed().as_secs_f64();

@@ -13,6 +13,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use anyhow::Context as _;
 use clap::builder::styling::{AnsiColor, Style};
 use indicatif::{MultiProgress, ProgressBar};
+use serde::Serialize;
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -89,6 +90,20 @@ pub fn bar(bar: ProgressBar) -> ProgressBar {
 
 /// Writes a result to standard output. Nobody who reads it (any more) is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
+    print_raw(&printable(text))
+}
+
+/// The same for a result as JSON, on lines of its own.
+pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print_raw(&(serde_json::to_string_pretty(value)? + "\n"))
+}
+
+/// The same on one line.
+pub fn print_json_line(value: &impl Serialize) -> anyhow::Result<()> {
+    print_raw(&(serde_json::to_string(value)? + "\n"))
+}
+
+fn print_raw(text: &str) -> anyhow::Result<()> {
     let written = BARS.suspend(|| {
         let mut out = io::stdout().lock();
         out.write_all(text.as_bytes()).and_then(|()| out.flush())
