@@ -324,7 +324,7 @@ fn mcap_files_are_read_in_order_of_time_with_and_without_an_index() {
     let order: Vec<i64> = (1..=40)
         .map(|i| if i > 20 { i - 20 } else { i + 20 })
         .collect();
-    let swapped: Vec<i64> = (1..=40).map(|i: i64| (i - 1 ^ 1) + 1).collect();
+    let swapped: Vec<i64> = (1..=40).map(|i: i64| ((i - 1) ^ 1) + 1).collect();
     let reversed: Vec<i64> = (1..=40).rev().collect();
     for order in [order, swapped, reversed] {
         for index in [true, false] {
@@ -344,7 +344,7 @@ fn mcap_files_are_read_in_order_of_time_with_and_without_an_index() {
 fn frames_do_not_depend_on_the_order_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let order: Vec<i64> = (1..=12).collect();
-    let swapped: Vec<i64> = (1..=12).map(|i: i64| (i - 1 ^ 1) + 1).collect();
+    let swapped: Vec<i64> = (1..=12).map(|i: i64| ((i - 1) ^ 1) + 1).collect();
     let frames = |order: &[i64]| -> Vec<(Stamp, usize, usize)> {
         let path = folder.path().join("b_0.mcap");
         write_mcap(&path, order, true);
@@ -811,6 +811,25 @@ fn a_cut_database_yields_all_rows_that_are_whole_and_then_an_error_with_what_is_
 }
 
 #[test]
+fn a_database_whose_recorder_was_killed_is_read_with_its_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("live.db3");
+    let connection = rusqlite::Connection::open(&path).unwrap();
+    let mode: String = connection
+        .query_row("PRAGMA journal_mode = WAL", [], |row| row.get(0))
+        .unwrap();
+    assert_eq!(mode, "wal");
+    fill_db3(&connection, &[1, 2, 3], false);
+    // What the disk holds at this moment.
+    let killed = folder.path().join("killed.db3");
+    fs::copy(&path, &killed).unwrap();
+    let journal = folder.path().join("live.db3-wal");
+    assert!(fs::metadata(&journal).unwrap().len() > 0);
+    fs::copy(journal, folder.path().join("killed.db3-wal")).unwrap();
+    assert_clouds(&collect(&killed, &["/points"]), 3);
+}
+
+#[test]
 fn a_cut_packed_file_yields_what_is_whole_and_then_one_error() {
     let folder = tempfile::tempdir().unwrap();
     write_bag(&folder.path().join("drive"), 100);
@@ -1008,6 +1027,7 @@ proptest! {
     #[test]
     fn mutated_files_never_panic(
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..12),
+        cut in prop::option::of(any::<prop::sample::Index>()),
         kind in 0..3usize,
     ) {
         let folder = tempfile::tempdir().unwrap();
@@ -1016,6 +1036,9 @@ proptest! {
         for (at, value) in edits {
             let at = at.index(bytes.len());
             bytes[at] = value;
+        }
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
         }
         fs::write(&path, bytes).unwrap();
         if let Ok(reader) = Reader::open(&path) {

@@ -49,7 +49,11 @@ pub(super) struct RowPlan {
 impl SqliteFile {
     /// Opens `data`, which errors call `path`.
     pub fn open(data: &Path, path: &Path) -> Result<Self, BagError> {
-        let cut = Pages::open(data).ok().and_then(|pages| pages.cut());
+        // What a file lacks may still lie in its journal, where SQLite finds it.
+        let cut = match journal(data, "-wal") {
+            Some(_) => None,
+            None => Pages::open(data).ok().and_then(|pages| pages.cut()),
+        };
         let mut this = SqliteFile {
             data: data.to_owned(),
             path: path.to_owned(),
@@ -227,6 +231,16 @@ fn corrupt() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(code, None)
 }
 
+/// The journal of a database that was not closed, if there is one that holds something.
+fn journal(data: &Path, ending: &str) -> Option<PathBuf> {
+    let mut path = data.as_os_str().to_owned();
+    path.push(ending);
+    let path = PathBuf::from(path);
+    path.metadata()
+        .is_ok_and(|file| file.len() > 0)
+        .then_some(path)
+}
+
 fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let probe = |connection: Connection| {
@@ -253,20 +267,16 @@ fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
     let second = Connection::open_with_flags(uri, flags | OpenFlags::SQLITE_OPEN_URI)
         .and_then(probe)
         .or(first)?;
-    for ending in ["-wal", "-journal"] {
-        let mut beside = data.as_os_str().to_owned();
-        beside.push(ending);
-        if Path::new(&beside)
-            .metadata()
-            .is_ok_and(|file| file.len() > 0)
-        {
-            tracing::warn!(
-                "{}: read without its journal {}, which cannot be used; the last messages before \
-                 the recorder ended may be missing",
-                path.display(),
-                Path::new(&beside).display()
-            );
-        }
+    for journal in ["-wal", "-journal"]
+        .iter()
+        .filter_map(|ending| journal(data, ending))
+    {
+        tracing::warn!(
+            "{}: read without its journal {}, which cannot be used; the last messages before the \
+             recorder ended may be missing",
+            path.display(),
+            journal.display()
+        );
     }
     Ok(second)
 }
