@@ -22,6 +22,9 @@ pub(crate) fn parse<T: DeserializeOwned>(
     path: &Path,
     format: u32,
 ) -> Result<T, String> {
+    if is_too_deep(text) {
+        return Err(format!("it is nested more than {DEEPEST} deep"));
+    }
     let value: serde_yaml::Value = match serde_yaml::from_str(text) {
         Ok(value) => value,
         Err(error) => {
@@ -78,6 +81,28 @@ pub(crate) fn parse<T: DeserializeOwned>(
     serde_yaml::from_str(text).map_err(|error| error.to_string())
 }
 
+/// No file of ours comes near, and the parser takes time by the square of the depth.
+const DEEPEST: usize = 100;
+
+fn is_too_deep(text: &str) -> bool {
+    let mut depth = 0usize;
+    text.lines().any(|line| {
+        // Sequences and keys may be nested in one line without brackets.
+        let marks = line
+            .split_whitespace()
+            .filter(|word| matches!(*word, "-" | "?"));
+        marks.count() > DEEPEST
+            || line.chars().any(|c| {
+                match c {
+                    '{' | '[' => depth += 1,
+                    '}' | ']' => depth = depth.saturating_sub(1),
+                    _ => {}
+                }
+                depth > DEEPEST
+            })
+    })
+}
+
 fn looks_like_toml(text: &str, path: &Path) -> bool {
     let mut lines = text.lines().map(str::trim);
     let first = lines.find(|line| !line.is_empty() && !line.starts_with('#'));
@@ -112,6 +137,19 @@ mod tests {
     fn yaml_and_json_are_read() {
         assert_eq!(read("format: 3\nname: a").unwrap().name, "a");
         assert_eq!(read(r#"{"format": 3, "name": "a"}"#).unwrap().name, "a");
+    }
+
+    #[test]
+    fn what_is_nested_beyond_reason_is_refused_before_it_is_parsed() {
+        for text in [
+            "{a: ".repeat(40_000),
+            "- ".repeat(40_000),
+            "[".repeat(200_000),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.contains("nested"), "{error}");
+        }
+        read("format: 3\nname: '[[[[['").unwrap();
     }
 
     #[test]

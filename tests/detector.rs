@@ -17,6 +17,7 @@ use centerpoint_ptq::detector::{
 };
 use centerpoint_ptq::onnx::Model;
 use centerpoint_ptq::onnx::proto::{NodeProto, TensorProto};
+use centerpoint_ptq::sim::{Scene, SceneConfig, SceneKind, Sensor};
 use nalgebra::Vector2;
 
 fn folder() -> PathBuf {
@@ -266,11 +267,11 @@ fn two_heads_on_one_tensor_are_refused_however_it_is_named() {
     }
 }
 
+/// An operator with integer attributes.
+type Behind<'a> = (&'a str, &'a [(&'a str, i64)]);
+
 /// A copy of the tiny model whose backbone was changed: nodes behind an output, which get what it was, and give it anew.
-fn with_behind(
-    output: &str,
-    behind: &[(&str, &[(&str, i64)])],
-) -> (tempfile::TempDir, ModelDescription) {
+fn with_behind(output: &str, behind: &[Behind<'_>]) -> (tempfile::TempDir, ModelDescription) {
     let copy = tempfile::tempdir().unwrap();
     std::fs::copy(
         folder().join("encoder.onnx"),
@@ -311,7 +312,7 @@ fn a_sigmoid_that_the_graph_shows_to_be_there_or_not_has_to_be_described_so() {
     assert_says(&message, &["backbone.onnx", "`head.heatmap`", "`logit`"]);
 
     // Past operators that only move or bound values.
-    let endings: [&[(&str, &[(&str, i64)])]; 4] = [
+    let endings: [&[Behind<'_>]; 4] = [
         &[("Sigmoid", &[])],
         &[("Sigmoid", &[]), ("Identity", &[])],
         &[("Sigmoid", &[]), ("Cast", &[("to", 1)]), ("Clip", &[])],
@@ -334,7 +335,7 @@ fn a_sigmoid_that_the_graph_shows_to_be_there_or_not_has_to_be_described_so() {
     assert!(matches!(error, DetectorError::NoProbabilities { .. }));
     assert_says(
         &error.to_string(),
-        &["`head.heatmap: sigmoid`", "-1.000", "logit"],
+        &["`head.heatmap: sigmoid`", "-0.964", "logit"],
     );
 }
 
@@ -398,6 +399,54 @@ fn sizes_of_another_scale_are_refused_where_the_graph_shows_it_and_told_where_bo
     model.head.dim_scale = DimScale::Linear;
     let [text] = told(&model).try_into().unwrap();
     assert_says(&text, &["3 of 3 boxes", "left out", "`log`"]);
+}
+
+#[test]
+fn a_trained_network_is_not_doubted_unless_it_is_described_wrongly() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let demo = ModelDescription::load(&folder).unwrap();
+    let config = SceneConfig {
+        kind: Some(SceneKind::Urban),
+        mount: Some([0.0, 0.0, 1.8, 0.0, 0.0, 0.0]),
+        ..SceneConfig::new(Sensor::preset("hdl64").unwrap())
+    };
+    let scene = Scene::generate(5, &config).unwrap();
+    let frames: Vec<Points> = (0..4)
+        .map(|i| {
+            let mut points = scene.sweep(i).points;
+            for point in &mut points.0 {
+                point.z += 1.8;
+            }
+            points
+        })
+        .collect();
+    let told = |change: &dyn Fn(&mut ModelDescription)| {
+        let mut model = demo.clone();
+        change(&mut model);
+        let mut detector = load(&model);
+        let mut kinds: Vec<ConditionKind> = Vec::new();
+        let mut boxes = 0;
+        for frame in &frames {
+            let found = detector.detect(frame).unwrap();
+            boxes += found.detections.len();
+            kinds.extend(found.conditions.iter().map(|c| c.kind));
+        }
+        kinds.dedup();
+        (boxes > 0, kinds)
+    };
+    assert_eq!(told(&|_| ()), (true, vec![]));
+    let (_, linear) = told(&|m| m.head.dim_scale = DimScale::Linear);
+    assert_eq!(linear, [ConditionKind::BoxSize]);
+    let (_, swapped) = told(&|m| {
+        let outputs = &mut m.backbone.outputs;
+        std::mem::swap(&mut outputs.reg, &mut outputs.rot);
+    });
+    assert_eq!(swapped, [ConditionKind::CentreOffset]);
+    let (_, still) = told(&|m| {
+        let outputs = &mut m.backbone.outputs;
+        outputs.rot = outputs.vel.take().unwrap();
+    });
+    assert_eq!(still, [ConditionKind::HeadingVector]);
 }
 
 #[test]

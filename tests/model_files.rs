@@ -235,6 +235,54 @@ fn weights_that_are_cut_off_are_refused_by_name() {
 }
 
 #[test]
+fn a_small_file_that_is_named_again_and_again_does_not_fill_the_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = with_weights_beside(folder.path());
+    let weights = folder.path().join("backbone.onnx.data");
+    let path = model.backbone_path();
+    let before = Model::decode(&fs::read(&path).unwrap(), &path).unwrap();
+    let refused = |change: &dyn Fn(&mut Vec<centerpoint_ptq::onnx::proto::TensorProto>)| {
+        let mut graph = before.clone();
+        change(&mut graph.graph_mut().initializer);
+        fs::write(&path, graph.encode()).unwrap();
+        Model::load(&path).unwrap_err().to_string()
+    };
+    let shape = refused(&|tensors| tensors[0].dims = vec![3]);
+    assert!(shape.contains("its shape needs 12"), "{shape}");
+    let all = fs::metadata(&weights).unwrap().len() / 4;
+    let again = refused(&|tensors| {
+        for i in 0..3000 {
+            let mut tensor = tensors[0].clone();
+            tensor.name = Some(format!("again_{i}"));
+            tensor.dims = vec![all as i64];
+            tensor.external_data.truncate(1);
+            tensors.push(tensor);
+        }
+    });
+    assert!(again.contains("again and again"), "{again}");
+}
+
+#[test]
+fn a_folder_whose_files_lie_elsewhere_is_not_taken_into_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(&new_folder(folder.path(), "float"));
+    let out = folder.path().join("int8");
+    quantize(&float, &out);
+    let store = ModelStore::new(folder.path().join("store"), Limits::NONE);
+    let text = fs::read_to_string(out.join("model.yaml")).unwrap();
+    for elsewhere in [
+        out.join("encoder.onnx").display().to_string(),
+        "../../../float/encoder.onnx".to_owned(),
+    ] {
+        let moved = text.replace("file: encoder.onnx", &format!("file: {elsewhere}"));
+        fs::write(out.join("model.yaml"), moved).unwrap();
+        let refused = store.import(&out).unwrap_err().to_string();
+        assert!(refused.contains("it is no model"), "{refused}");
+    }
+    assert!(store.list().unwrap().versions.is_empty());
+}
+
+#[test]
 fn tensors_within_nodes_may_lie_beside_the_graph_too() {
     use centerpoint_ptq::onnx::proto::{
         AttributeProto, NodeProto, StringStringEntryProto, TensorProto,

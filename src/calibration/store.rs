@@ -573,7 +573,18 @@ impl ModelStore {
         ModelDescription::load(&copy)
             .map_err(DetectorError::from)
             .and_then(|model| ModelFiles::of(&model))
-            .map_err(|error| StoreError::NoModel(format!("it is no model: {error}")))?;
+            .map_err(|error| StoreError::NoModel(format!("it is no model: {error}")))
+            .and_then(|model| {
+                // What lies elsewhere is neither copied nor held against a hash.
+                let outside = |path: &&Path| path.parent() != Some(copy.as_path());
+                match model.paths().into_iter().find(outside) {
+                    None => Ok(()),
+                    Some(path) => Err(StoreError::NoModel(format!(
+                        "it is no model on its own: it needs {}, which is outside its folder",
+                        path.display()
+                    ))),
+                }
+            })?;
         self.add(&copy, None)
     }
 

@@ -589,13 +589,19 @@ fn inner_graph_inputs<'a>(node: &'a NodeProto, read: &mut Vec<&'a String>) {
 
 /// Pulls tensors kept in files beside the model into the model, so that it can be written as one file.
 fn load_external_data(model: &mut ModelProto, file: &Path) -> Result<(), OnnxError> {
+    let mut budget = outline::Budget::default();
     each_tensor(model, &mut |tensor| {
         if tensor.data_location.unwrap_or(0) != 1 {
             return Ok(());
         }
         let name = tensor.name.clone().unwrap_or_default();
         let place = outline::Place::new(&tensor.external_data, &name, file)?;
-        tensor.raw_data = Some(place.read(&name, file)?);
+        let needed = tensor.bytes().map_err(|reason| OnnxError::Tensor {
+            file: file.to_owned(),
+            tensor: name.clone(),
+            reason,
+        })?;
+        tensor.raw_data = Some(place.read(&name, needed, file, &mut budget)?);
         tensor.external_data.clear();
         tensor.data_location = None;
         Ok(())

@@ -454,8 +454,15 @@ impl Place {
         Ok(path)
     }
 
-    /// The tensor's bytes.
-    pub(super) fn read(&self, tensor: &str, graph: &Path) -> Result<Vec<u8>, OnnxError> {
+    /// The tensor's bytes, as many as it has to have where that is known. `budget` bounds what is read in all: many
+    /// tensors may name one file, each all of it.
+    pub(super) fn read(
+        &self,
+        tensor: &str,
+        needed: Option<u64>,
+        graph: &Path,
+        budget: &mut Budget,
+    ) -> Result<Vec<u8>, OnnxError> {
         use std::io::{Read, Seek, SeekFrom};
         let path = self.find(tensor, graph)?;
         let unreadable = |source| OnnxError::External {
@@ -467,10 +474,21 @@ impl Place {
         let mut file = std::fs::File::open(&path).map_err(unreadable)?;
         let there = file.metadata().map_err(unreadable)?.len();
         let offset = self.offset as u64;
-        let length = match self.length {
-            Some(length) => length as u64,
-            None => there.saturating_sub(offset),
+        let length = match (self.length, needed) {
+            (Some(length), _) => length as u64,
+            (None, Some(needed)) => needed,
+            (None, None) => there.saturating_sub(offset),
         };
+        if let Some(needed) = needed.filter(|needed| *needed != length) {
+            return Err(refusal(
+                tensor,
+                graph,
+                format!(
+                    "it names {length} bytes of \"{}\", and its shape needs {needed}",
+                    self.name.display()
+                ),
+            ));
+        }
         // Before room is made for it: the length comes from the file.
         if offset.checked_add(length).is_none_or(|end| end > there) {
             return Err(refusal(
@@ -483,10 +501,43 @@ impl Place {
                 ),
             ));
         }
+        budget.take(&self.name, there, length).map_err(|most| {
+            refusal(
+                tensor,
+                graph,
+                format!(
+                    "with it, tensors would be more than {most} bytes, {MOST_SHARED} times the files they lie in; the \
+                     same bytes are named again and again"
+                ),
+            )
+        })?;
         file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
         let mut bytes = vec![0; length as usize];
         file.read_exact(&mut bytes).map_err(unreadable)?;
         Ok(bytes)
+    }
+}
+
+/// How often the same bytes may be read on average; tensors that are tied share theirs.
+const MOST_SHARED: u64 = 4;
+
+/// What was read of files beside a graph.
+#[derive(Debug, Default)]
+pub(super) struct Budget {
+    files: HashMap<PathBuf, u64>,
+    read: u64,
+}
+
+impl Budget {
+    /// Counts bytes of a file of a length; the error is how many there may be.
+    fn take(&mut self, file: &Path, length: u64, bytes: u64) -> Result<(), u64> {
+        self.files.insert(file.to_owned(), length);
+        let most = MOST_SHARED.saturating_mul(self.files.values().sum());
+        self.read = self.read.saturating_add(bytes);
+        match self.read <= most {
+            true => Ok(()),
+            false => Err(most),
+        }
     }
 }
 

@@ -67,6 +67,19 @@ impl TensorProto {
         Ok((dims, count))
     }
 
+    /// Bytes that the values take as raw data; `None` where the size of the type is not known here.
+    pub(super) fn bytes(&self) -> Result<Option<u64>, String> {
+        let (_, count) = self.shape()?;
+        let each = match self.data_type.unwrap_or(0) {
+            data_type::UINT8 | data_type::INT8 | data_type::BOOL => 1,
+            data_type::FLOAT16 | data_type::BFLOAT16 => 2,
+            data_type::FLOAT | data_type::INT32 => 4,
+            data_type::INT64 | data_type::DOUBLE => 8,
+            _ => return Ok(None),
+        };
+        Ok(Some(count as u64 * each))
+    }
+
     /// Values as `f32`, from float, double or half data.
     pub fn to_f32(&self) -> Result<Tensor<f32>, String> {
         let (dims, count) = self.shape()?;
