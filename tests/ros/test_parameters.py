@@ -14,13 +14,10 @@ LONG = 120.0
 def test_a_node_looks_for_the_model_that_ran_last_if_it_is_told_to(ros, eager_model, resume):
     observer = ros.observer()
     node = ros.node(eager_model, {"store.resume": resume})
-    # Another problem of the store shows when the node has looked for one.
-    (ros.folder / "store").parent.mkdir(exist_ok=True)
     observer.wait_ready(node)
     if resume:
         observer.wait_status(lambda s: s["start"] is not None, LONG, "a look at the store", node)
     else:
-        # It has looked when it says anything of clouds, three statuses later.
         observer.wait_for(lambda: len(observer.seen.diagnostics) >= 5, LONG, "five reports", node)
         assert observer.status["start"] is None
 
@@ -67,8 +64,8 @@ def test_a_sensor_pose_may_be_an_array(ros, eager_model):
 def test_help_and_version_need_no_graph(name):
     def said(*arguments):
         command = [graph.program(name), *arguments]
-        # No folder for a log, no middleware: what is asked for needs neither.
-        environment = os.environ | {"ROS_LOG_DIR": "/dev/null/none", "RMW_IMPLEMENTATION": "none"}
+        # There is no folder for a log, which nothing of this needs.
+        environment = os.environ | {"ROS_LOG_DIR": "/dev/null/none"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=LONG)
         assert (done.returncode, done.stderr) == (0, ""), done
         return done.stdout
