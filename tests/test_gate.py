@@ -98,7 +98,7 @@ def test_a_class_that_must_be_judged_and_cannot_be_is_a_refusal(program, other_d
         command += ["--limit", "8", "--gate", file]
         return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
 
-    # No class has as many boxes, but cars need fewer.
+    # No class has as many boxes.
     many = {"min_boxes": 100_000, "must_judge": ["PEDESTRIAN"], "bands": None}
     result = run(**many)
     assert result.returncode == REFUSED, result.stderr

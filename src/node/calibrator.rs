@@ -581,7 +581,7 @@ exit 4"#,
         assert!(
             said.contains(&format!(
                 "quantize --model model.yaml --bag bag --check-buffer snapshot --recipe recipe.yaml --topic=/lidar \
-                 --sensor-pose=-1 0 1.5 0 0 0 --target cpu \
+                 --sensor-pose=-1 0 1.5 0 0 0 --allow-few-sweeps --target cpu \
                  --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice {nice}",
                 std::process::id()
             )),
