@@ -6,6 +6,7 @@
 //! result.
 
 use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -179,12 +180,15 @@ impl<Q, C> Book<Q, C> {
 }
 
 /// The services and topics of the action `~/calibrate`.
-pub struct Requests<G, C, R> {
-    send_goal: G,
-    cancel_goal: C,
-    get_result: R,
+pub struct Requests {
+    send_goal: Asked<SendGoal::Service>,
+    cancel_goal: Asked<CancelGoal::Service>,
+    get_result: Asked<GetResult::Service>,
     answers: Answers,
 }
+
+/// The requests of a service, as they come.
+type Asked<S> = Pin<Box<dyn Stream<Item = ServiceRequest<S>> + Send>>;
 
 struct Answers {
     feedback: Publisher<FeedbackMessage>,
@@ -299,16 +303,7 @@ impl Cancel {
 }
 
 /// Puts the action on the graph.
-pub fn create(
-    node: &mut r2r::Node,
-) -> Result<
-    Requests<
-        impl Stream<Item = ServiceRequest<SendGoal::Service>> + Unpin + use<>,
-        impl Stream<Item = ServiceRequest<CancelGoal::Service>> + Unpin + use<>,
-        impl Stream<Item = ServiceRequest<GetResult::Service>> + Unpin + use<>,
-    >,
-    NodeError,
-> {
+pub fn create(node: &mut r2r::Node) -> Result<Requests, NodeError> {
     let latched = QosProfile::default().keep_last(1).transient_local();
     let feedback = QosProfile::default().keep_last(10);
     Ok(Requests {
@@ -330,18 +325,15 @@ fn part(name: &str) -> String {
 fn service<S: WrappedServiceTypeSupport + 'static>(
     node: &mut r2r::Node,
     name: &str,
-) -> Result<impl Stream<Item = ServiceRequest<S>> + Unpin + use<S>, NodeError> {
+) -> Result<Asked<S>, NodeError> {
     let name = part(name);
-    node.create_service::<S>(&name, QosProfile::services_default())
-        .map_err(|source| entity(format!("the service {name}"), source))
+    let requests = node
+        .create_service::<S>(&name, QosProfile::services_default())
+        .map_err(|source| entity(format!("the service {name}"), source))?;
+    Ok(Box::pin(requests))
 }
 
-impl<G, C, R> Requests<G, C, R>
-where
-    G: Stream<Item = ServiceRequest<SendGoal::Service>> + Unpin,
-    C: Stream<Item = ServiceRequest<CancelGoal::Service>> + Unpin,
-    R: Stream<Item = ServiceRequest<GetResult::Service>> + Unpin,
-{
+impl Requests {
     /// Has every goal attended to. Once `ending` is raised no goal is accepted any more; it returns when those that there
     /// are have ended and their results were delivered.
     pub async fn serve<F: Future<Output = ()> + Send + 'static>(
