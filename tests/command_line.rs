@@ -342,7 +342,7 @@ fn what_makes_results_worse_is_in_them_and_what_does_not_is_not() {
     let output = tool(folder.path(), &detect);
     let said = said(&output);
     assert_eq!(output.status.code(), Some(0), "{said}");
-    assert_eq!(said.matches("max_pillars = 1").count(), 1, "{said}");
+    assert_eq!(said.matches("`grid.max_pillars` is 1").count(), 1, "{said}");
     assert!(
         said.contains("warning: dropped pillars in 2 of 3 frames"),
         "{said}"
@@ -368,7 +368,7 @@ fn warnings_of_the_library_are_plain_lines_that_can_be_turned_down_or_up() {
         "boxes.json",
     ];
     let plain = said(&tool(folder.path(), &detect));
-    let warned = "warning: no metadata.yaml";
+    let warned = "warning: bag: no metadata.yaml";
     assert_eq!(plain.matches(warned).count(), 1, "{plain}");
     assert!(
         !plain.contains("centerpoint_ptq::"),

@@ -620,6 +620,7 @@ const OF_THE_GATE: &[(&str, &str)] = &[
     ("gate.pairing.bands", "[3.0]"),
     ("gate.min_boxes", "100000"),
     ("gate.min_boxes_total", "100000"),
+    ("gate.must_judge", "[PEDESTRIAN]"),
     ("gate.min_f1", "1.0"),
     ("gate.max_missed", "0.0"),
     ("gate.max_extra", "0.0"),

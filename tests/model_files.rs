@@ -56,8 +56,14 @@ fn new_folder(parent: &Path, name: &str) -> PathBuf {
 /// A recipe that takes few frames and accepts any model.
 fn lenient() -> Recipe {
     let mut recipe = Recipe::load_or_default(None).unwrap();
-    recipe.gate.min_boxes_total = 0;
-    recipe.gate.min_boxes = 1000;
+    let gate = &mut recipe.gate;
+    (gate.min_boxes_total, gate.min_boxes, gate.bands) = (0, 1, None);
+    (gate.min_f1, gate.max_missed, gate.max_extra) = (0.0, 1.0, 1.0);
+    (
+        gate.max_centre_error,
+        gate.max_size_error,
+        gate.max_yaw_error,
+    ) = (100.0, 100.0, 10.0);
     recipe
 }
 

@@ -930,6 +930,7 @@ pub(crate) mod tests {
     use crate::bag::msg::{Transform, TransformStamped};
     use crate::calibration::Policy;
     use crate::calibration::selection::Choice;
+    use crate::cloud::condition::ConditionKind;
     use crate::cloud::frames::InputOptions;
     use crate::cloud::{self, Point};
     use crate::geometry::{Box3d, Detection};
@@ -1103,8 +1104,10 @@ pub(crate) mod tests {
         struct Overfull;
         impl Detect for Overfull {
             fn detect(&mut self, _: &Points) -> Result<Inference, Box<dyn Error + Send + Sync>> {
+                let kind = ConditionKind::DroppedPillars;
                 Ok(Inference {
                     dropped_pillars: 7,
+                    conditions: vec![Condition::new(kind, "7 pillars were left out")],
                     ..Default::default()
                 })
             }
