@@ -572,7 +572,7 @@ impl Detector {
     pub fn conditions(&mut self, maps: &HeadMaps) -> Vec<Condition> {
         let (_, figures) = decode::decode_with_figures(&maps.view(), &self.model);
         let mut conditions = figures.conditions(&self.model);
-        if self.pillarizer.len() > 0 {
+        if !self.pillarizer.is_empty() {
             let heatmap = &maps.view().heatmap;
             conditions.extend(self.logits.watch(heatmap, &self.model));
         }
