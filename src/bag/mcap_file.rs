@@ -188,9 +188,18 @@ impl McapFile {
         summary.times.or_else(chunks)
     }
 
-    /// Log time of the first message by what records say of themselves: found without unpacking
-    /// any.
+    /// Log time of the first message, or earlier: by the index, or else by what records say of
+    /// themselves, without unpacking any.
     pub fn start(&mut self) -> Option<i64> {
+        // A chunk from 0 to 0 is empty, or its messages have that time: whoever looks there early
+        // loses nothing.
+        let indexed = self.summary.as_ref().and_then(|summary| {
+            let chunks = summary.chunks.values().map(|chunk| chunk.start);
+            summary.times.map(|times| times.0).or_else(|| chunks.min())
+        });
+        if indexed.is_some() {
+            return indexed;
+        }
         let plan = self.plan(&Selection::All).ok()?;
         plan.pieces.iter().map(|piece| piece.start).min()
     }

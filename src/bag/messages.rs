@@ -614,6 +614,30 @@ mod tests {
         prop::sample::subsequence(vec![0, 1, 2], 1..=3)
     }
 
+    #[test]
+    fn a_part_that_begins_at_time_0_comes_first() {
+        let layout = Layout {
+            chunks: true,
+            chunk_size: 1,
+            compression: None,
+            index: true,
+            channels: true,
+            statistics: false,
+            chunk_indexes: true,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        for (i, (messages, first)) in [(vec![(1, 0)], 0), (vec![(0, 0), (10, 0)], 1)]
+            .into_iter()
+            .enumerate()
+        {
+            let path = folder.path().join(format!("b_{i}.mcap"));
+            write(&path, &layout, &messages, first);
+        }
+        let reader = Reader::open(folder.path()).unwrap();
+        let times: Vec<i64> = reader.all_messages().map(|m| m.unwrap().log_time).collect();
+        assert_eq!(times, [0, 1, 10]);
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(200))]
 

@@ -688,12 +688,11 @@ impl OpenFile {
         }
     }
 
-    /// Log time of the first message.
+    /// Log time of the first message, or earlier.
     fn start(&mut self) -> Option<i64> {
-        let known = self.times().map(|times| times.0);
         match &mut self.content {
-            Content::Mcap(file) => known.or_else(|| file.start()),
-            Content::Sqlite(_) => known,
+            Content::Mcap(file) => file.start(),
+            Content::Sqlite(file) => file.times().map(|times| times.0),
         }
     }
 
