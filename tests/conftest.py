@@ -96,3 +96,15 @@ def variants(quantized, tmp_path):
         return folders
 
     return make
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory) -> Path:
+    """The demo model as if it were trained on sweeps half a second apart: for drives that are long and have few frames."""
+    folder = tmp_path_factory.mktemp("slow") / "demo"
+    shutil.copytree(ROOT / "models" / "demo", folder)
+    description = folder / "model.yaml"
+    text = description.read_text()
+    assert "sweep_period: 0.1\n" in text
+    description.write_text(text.replace("sweep_period: 0.1\n", "sweep_period: 0.5\n"))
+    return folder

@@ -152,7 +152,7 @@ def test_frames_of_a_sensor_that_hangs_elsewhere_make_no_model_that_is_accepted(
     assert "are needed to judge" in verdict["reasons"][0], verdict
 
 
-def test_a_model_from_another_sensors_frames_is_refused_by_what_the_node_sees(program, tmp_path):
+def test_a_model_from_another_sensors_frames_is_refused_by_what_the_node_sees(program, slow_model, tmp_path):
     """Of a sensor that seems six metres under ground the float model sees little; the vehicle's own frames are clipped."""
     low, seen, buffer = tmp_path / "low", tmp_path / "seen", tmp_path / "buffer"
 
@@ -162,9 +162,9 @@ def test_a_model_from_another_sensors_frames_is_refused_by_what_the_node_sees(pr
     simulate = ["simulate", "--scenes", "6", "--rate", "2", "--sensor"]
     assert run(*simulate, "vlp16", "--frames", "16", "--seed", "7", "--out", low).returncode == 0
     assert run(*simulate, "os64", "--frames", "60", "--seed", "91", "--out", seen).returncode == 0
-    chosen = run("select", "--model", MODEL, "--bag", seen, "--choice", "newest", "--max-frames", 32, "--out", buffer)
+    chosen = run("select", "--model", slow_model, "--bag", seen, "--choice", "newest", "--max-frames", 32, "--out", buffer)
     assert chosen.returncode == 0, chosen.stderr
-    command = ["quantize", "--model", MODEL, "--bag", low, "--sensor-pose", "0 0 -6 0 0 0", "--progress", "json"]
+    command = ["quantize", "--model", slow_model, "--bag", low, "--sensor-pose", "0 0 -6 0 0 0", "--progress", "json"]
     result = run(*command, "--check-buffer", buffer, "--out", tmp_path / "int8")
     assert result.returncode == REFUSED, result.stdout + result.stderr
     verdict = json.loads(result.stdout.splitlines()[-1])["verdict"]

@@ -44,8 +44,8 @@ def used(model: Path) -> tuple[list[int], list[int]]:
     return tuple(sorted(f["stamp"] for f in frames if f["role"] == role) for role in ("calibration", "held_out"))
 
 
-def select(program, drive, out, choice):
-    said = run(program, "select", "--model", MODEL, "--bag", drive, "--max-frames", 16, "--choice", choice, "--out", out)
+def select(program, model, drive, out, choice):
+    said = run(program, "select", "--model", model, "--bag", drive, "--max-frames", 16, "--choice", choice, "--out", out)
     found = stamps(out)
     calibration, held_out = (found[f"/centerpoint/{name}/pointcloud"] for name in ("calibration", "held_out"))
     assert (len(calibration), len(held_out)) == (12, 4)
@@ -55,16 +55,16 @@ def select(program, drive, out, choice):
     return calibration, held_out
 
 
-def test_diverse_frames_are_from_all_over_and_the_newest_are_the_newest(program, drive, tmp_path):
+def test_diverse_frames_are_from_all_over_and_the_newest_are_the_newest(program, slow_model, drive, tmp_path):
     scenes = {
-        choice: {s // (10 * SECOND) for role in select(program, drive, tmp_path / choice, choice) for s in role}
+        choice: {s // (10 * SECOND) for role in select(program, slow_model, drive, tmp_path / choice, choice) for s in role}
         for choice in ("diverse", "newest")
     }
     assert len(scenes["diverse"]) >= 6 and len(scenes["newest"]) <= 3, scenes
 
 
-def test_a_calibration_splits_the_frames_as_they_were_chosen(program, drive, tmp_path):
-    calibration, held_out = select(program, drive, tmp_path / "chosen", "random")
+def test_a_calibration_splits_the_frames_as_they_were_chosen(program, slow_model, drive, tmp_path):
+    calibration, held_out = select(program, slow_model, drive, tmp_path / "chosen", "random")
     recipe = yaml.safe_load((ROOT / "calibration" / "quick.yaml").read_text())
     for part in ("weights", "activations"):
         recipe[part]["search"]["steps"] = 5
@@ -75,8 +75,8 @@ def test_a_calibration_splits_the_frames_as_they_were_chosen(program, drive, tmp
     assert used(tmp_path / "int8") == (calibration, held_out)
 
 
-def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, bag, tmp_path):
-    calibration, held_out = select(program, drive, tmp_path / "buffer", "newest")
+def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, slow_model, drive, bag, tmp_path):
+    calibration, held_out = select(program, slow_model, drive, tmp_path / "buffer", "newest")
     command = ["quantize", "--model", MODEL, "--bag", bag, "--check-buffer", tmp_path / "buffer", "--progress", "none"]
     command += ["--out", tmp_path / "int8"]
     run(program, *command, codes=(0, 3))
@@ -88,13 +88,13 @@ def test_a_recording_can_be_checked_on_what_a_buffer_holds_out(program, drive, b
     # Of the buffer's own drive, nothing near what is held out calibrates; of the buffer itself, what was to calibrate.
     for source in (drive, tmp_path / "buffer"):
         out = tmp_path / f"int8_{source.name}"
-        run(program, *command[:4], source, *command[5:8], "none", "--out", out, codes=(0, 3))
+        run(program, *command[:2], slow_model, *command[3:4], source, *command[5:8], "none", "--out", out, codes=(0, 3))
         calibrated, checked = used(out)
         assert checked == held_out
         assert min(abs(a - b) for a in calibrated for b in held_out) >= 2 * SECOND
     assert calibrated == calibration
 
-    said = run(program, *command[:6], drive, "--out", tmp_path / "none", codes=(1,))
+    said = run(program, *command[:2], slow_model, *command[3:6], drive, "--out", tmp_path / "none", codes=(1,))
     assert "/centerpoint/held_out/pointcloud" in said and not (tmp_path / "none").exists()
 
 
