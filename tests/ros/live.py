@@ -69,7 +69,10 @@ class Live:
 
     def models(self) -> list[str]:
         """The models in the store, where nothing else may be left."""
-        assert not list((self.store / "incoming").glob("*")), "nothing half-made"
+        # The status tells of a swap before what it came from is cleaned away.
+        self.observer.wait_for(
+            lambda: not list((self.store / "incoming").glob("*")), 10.0, "nothing half-made in the store", self.node
+        )
         return sorted(p.name for p in (self.store / "models").glob("*"))
 
     def calibrate(self):
