@@ -299,7 +299,8 @@ class Observer:
             lambda m: seen.statuses.append((time.monotonic(), json.loads(m.data))),
         )
         listen(DiagnosticArray, "/diagnostics", LOSSLESS, seen.diagnostics.append)
-        listen(Log, "/rosout", LOSSLESS, seen.log.append)
+        # What is logged before the two have found each other comes, too.
+        listen(Log, "/rosout", QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL), seen.log.append)
         for name, record in [
             ("processing_time_ms", seen.processing_ms),
             ("pipeline_latency_ms", seen.latency_ms),

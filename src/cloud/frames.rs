@@ -515,6 +515,8 @@ impl FrameAssembler {
 impl InputOptions {
     /// What is odd about how sweeps were joined.
     fn sweep_conditions(&self, joined: &Joined) -> Option<Condition> {
+        // As it was written in the description, which is in single precision.
+        let period = self.sweep_period as f32;
         let ages = || {
             let ages: Vec<String> = joined.ages.iter().map(|age| format!("{age:.3}")).collect();
             ages.join(", ")
@@ -522,18 +524,16 @@ impl InputOptions {
         if joined.is_short {
             let text = format!(
                 "{} of {} sweeps: those before came too long ago, or without a pose; the model was trained on \
-                 sweeps {} s apart",
+                 sweeps {period} s apart",
                 joined.sweeps(),
-                self.sweeps,
-                self.sweep_period
+                self.sweeps
             );
             Some(Condition::new(ConditionKind::FewSweeps, text))
         } else if joined.is_off_period {
             let text = format!(
-                "the joined sweeps are {} s old, where the model was trained on sweeps {} s apart: was one \
+                "the joined sweeps are {} s old, where the model was trained on sweeps {period} s apart: was one \
                  lost, or does the sensor turn at another rate?",
-                ages(),
-                self.sweep_period
+                ages()
             );
             Some(Condition::new(ConditionKind::SweepAge, text))
         } else {
