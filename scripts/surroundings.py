@@ -36,8 +36,8 @@ KEPT = [
     *["CARGO", "CARGO_*", "RUSTUP_*", "RUSTC", "RUSTC_*", "RUSTFLAGS", "RUSTDOC*", "NEXTEST_*", "RUST_MIN_STACK"],
     *["CC", "CXX", "AR", "LD", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "PKG_CONFIG*", "BINDGEN_*", "LLVM_*"],
     *["*_proxy", "*_PROXY", "SSL_CERT_*", "SOURCE_DATE_EPOCH", "SCCACHE_*", "CCACHE_*"],
-    # Which GPU there is.
-    *["CUDA_*", "NVIDIA_*"],
+    # Which GPU there is, and which kernels NumPy's OpenBLAS takes: on some processors its own choice computes wrongly.
+    *["CUDA_*", "NVIDIA_*", "OPENBLAS_*"],
 ]
 # And what is set, whatever it was.
 SET = {
