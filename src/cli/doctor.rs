@@ -198,13 +198,13 @@ fn check_ros(distribution: Option<String>, prefixes: Option<std::ffi::OsString>)
         true => "the node and the player were built, too",
         false => "the node and the player were not built (feature ros2)",
     };
-    // Without ROS 2 parts only the node and `play` are missing, which are not in this program.
-    let missing = match cfg!(feature = "ros2") {
-        true => Status::Failed,
-        false => Status::Warning,
-    };
     let Some(distribution) = distribution.filter(|d| !d.is_empty()) else {
-        return Check::bad(NAME, missing, format!("not sourced; {built}"), FIX);
+        return Check::bad(
+            NAME,
+            Status::Warning,
+            format!("not sourced, which only the node and `play` need; {built}"),
+            FIX,
+        );
     };
     let gone: Vec<String> = prefixes
         .iter()
@@ -215,7 +215,7 @@ fn check_ros(distribution: Option<String>, prefixes: Option<std::ffi::OsString>)
     if prefixes.is_none() {
         return Check::bad(
             NAME,
-            missing,
+            Status::Warning,
             format!("{distribution}, but AMENT_PREFIX_PATH is not set"),
             FIX,
         );

@@ -30,3 +30,32 @@ impl ModelDescription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_a_description_that_is_about_clouds_changes_how_they_are_read() {
+        let model = ModelDescription::load("models/demo".as_ref()).unwrap();
+        let reads = |change: &dyn Fn(&mut ModelDescription)| {
+            let mut model = model.clone();
+            change(&mut model);
+            model.input_options()
+        };
+        let as_it_is = reads(&|_| ());
+        let changes: [&dyn Fn(&mut ModelDescription); 8] = [
+            &|m| m.frame = "lidar".into(),
+            &|m| m.points.sweeps = 10,
+            &|m| m.points.sweep_period = 0.05,
+            &|m| m.points.intensity_max = Some(255.0),
+            &|m| m.points.features.push(PointFeature::Intensity),
+            &|m| m.grid.ground = None,
+            &|m| m.grid.max[2] += 1.0,
+            &|m| m.grid.pillar[0] *= 2.0,
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            assert_ne!(reads(change), as_it_is, "change {i}");
+        }
+    }
+}
