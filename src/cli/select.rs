@@ -112,10 +112,11 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     );
     std::fs::rename(&snapshot.bag, out).with_context(context)?;
     let mut text = format!(
-        "{}: {} frames to calibrate with and {} to check with, of {read}; diversity {:.3}\n",
+        "{}: {} frames to calibrate with and {} to check with, of {}; diversity {:.3}\n",
         out.display(),
         snapshot.calibration,
         snapshot.held_out,
+        read + sweeps.left_out().values().sum::<usize>(),
         fill.diversity.unwrap_or(0.0)
     );
     if let Some(told) = sweeps.told() {
