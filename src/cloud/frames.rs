@@ -709,11 +709,6 @@ impl Frames {
         self.skipped
     }
 
-    /// Why the last of them was skipped.
-    pub fn last_skip(&self) -> Option<&FrameError> {
-        self.last_skip.as_ref()
-    }
-
     /// Whether the first waiting cloud is to be used now.
     fn front_is_due(&self) -> bool {
         let Some((log_time, cloud)) = self.waiting.front() else {
