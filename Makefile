@@ -13,6 +13,8 @@ TARGET_DIR := $(shell realpath -m -- "$${CARGO_TARGET_DIR:-target}")
 FEATURES := --features ros2
 # For example: make test PYTEST_ARGS='-k packaging -x'
 PYTEST_ARGS ?=
+# Files of Python tests that run at a time. Each test has a ROS domain of its own, and most of them wait most of the time.
+PYTEST_WORKERS ?= 2
 # For example: make demo DEMO_ARGS='--frames 50'
 DEMO_ARGS ?=
 
@@ -70,7 +72,7 @@ test-rust: setup
 	fi
 
 test-python: install
-	@$(ENV) && $(CLEAN) "$$CENTERPOINT_PTQ_PYTHON" -m pytest tests $(PYTEST_ARGS)
+	@$(ENV) && $(CLEAN) "$$CENTERPOINT_PTQ_PYTHON" -m pytest tests -p xdist -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-repeated: setup
 	@$(ENV) && "$$CENTERPOINT_PTQ_PYTHON" scripts/repeat_tests.py --times $(N) $(REPEAT_ARGS) -- $(MAKE) test
