@@ -1,4 +1,78 @@
-//! Words for figures.
+//! Words for figures, and names from outside as people may see them.
+
+/// Longest name that is shown whole, in characters. Names of topics and frames are shorter.
+const LONGEST_NAME: usize = 100;
+/// Names that a list shows.
+const NAMES: usize = 12;
+
+/// A name from outside on one line: what a terminal would obey or hide is spelt out, what is too long is cut.
+pub(crate) fn shown(name: &str) -> String {
+    let mut text = String::new();
+    let mut characters = name.chars();
+    for character in characters.by_ref().take(LONGEST_NAME) {
+        match is_harmless(character) {
+            true => text.push(character),
+            false => text.extend(character.escape_default()),
+        }
+    }
+    match characters.count() {
+        0 => text,
+        more => format!("{text}… ({more} more characters)"),
+    }
+}
+
+/// The same for several names, in quotes, the first of them where they are many; "none" where there is none.
+pub(crate) fn shown_all<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+    let mut names = names.into_iter();
+    let first = names.by_ref().take(NAMES);
+    let mut text = first
+        .map(|name| format!("\"{}\"", shown(name)))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if text.is_empty() {
+        text.push_str("none");
+    }
+    match names.count() {
+        0 => text,
+        more => format!("{text} and {more} more"),
+    }
+}
+
+/// A text of several lines as a terminal and a log may have it: no control characters but the ends of lines and tabs, and
+/// no longer than `longest` characters.
+pub(crate) fn printable(text: &str, longest: usize) -> String {
+    let mut shown = String::with_capacity(text.len().min(longest));
+    let mut characters = text.chars();
+    for character in characters.by_ref().take(longest) {
+        match character {
+            '\n' | '\t' => shown.push(character),
+            character if is_harmless(character) => shown.push(character),
+            character => shown.extend(character.escape_default()),
+        }
+    }
+    match characters.count() {
+        0 => shown,
+        more => format!("{shown}… ({more} more characters)"),
+    }
+}
+
+/// Whether a character stands for itself wherever it is written. Those of the C0 and C1 sets command terminals, those
+/// that set the direction of writing make texts read as what they are not, and those without a width hide.
+fn is_harmless(character: char) -> bool {
+    !character.is_control()
+        && !matches!(
+            character,
+            '\u{ad}'
+                | '\u{61c}'
+                | '\u{180e}'
+                | '\u{200b}'..='\u{200f}'
+                | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}'
+                | '\u{feff}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
+        )
+}
 
 /// A span of time in the unit that a person would use.
 pub(crate) fn span(ns: u64) -> String {
@@ -16,6 +90,33 @@ pub(crate) fn span(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_one_line_that_commands_nothing() {
+        assert_eq!(shown("/velodyne_points"), "/velodyne_points");
+        assert_eq!(shown("Fußgänger 行人"), "Fußgänger 行人");
+        let hostile = "a\x1b[2J\r\nerror: b\u{9b}31m\u{202e}c\u{200b}";
+        let text = shown(hostile);
+        assert_eq!(
+            text,
+            "a\\u{1b}[2J\\r\\nerror: b\\u{9b}31m\\u{202e}c\\u{200b}"
+        );
+        assert_eq!(shown(""), "");
+    }
+
+    #[test]
+    fn what_is_too_long_is_cut_and_counted() {
+        let text = shown(&"ä".repeat(1_000_000));
+        assert!(text.ends_with("ä… (999900 more characters)"), "{text}");
+        assert!(!shown(&"x".repeat(LONGEST_NAME)).contains('…'));
+        let names: Vec<String> = (0..1000).map(|i| format!("f{i}")).collect();
+        let text = shown_all(names.iter().map(String::as_str));
+        assert!(text.starts_with("\"f0\", \"f1\"") && text.ends_with("\"f11\" and 988 more"));
+        assert_eq!(shown_all([]), "none");
+        assert_eq!(shown_all([""]), "\"\"");
+        assert_eq!(printable("a\n\tb\x07", 10), "a\n\tb\\u{7}");
+        assert_eq!(printable("abc", 2), "ab… (1 more characters)");
+    }
 
     #[test]
     fn spans_are_told_in_their_unit() {

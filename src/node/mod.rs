@@ -27,6 +27,7 @@ pub mod supervisor;
 pub mod throttle;
 pub mod troubles;
 pub mod usage;
+mod waiting;
 
 #[cfg(feature = "ros2")]
 pub mod ros;
