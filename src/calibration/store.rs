@@ -25,7 +25,7 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::detector::{DetectorError, ModelDescription, ModelFiles};
-use crate::files::{self, hex};
+use crate::files::{self, FileError, hex};
 use crate::ptq::check::Verdict;
 use crate::ptq::recipe::{self, Target, has_exact_u8s8};
 use crate::ptq::report::{FileRecord, Report, ReportError};
@@ -41,6 +41,8 @@ const LOCK: &str = "lock";
 const DIGITS: usize = 12;
 /// Models that a node ran before, kept in its selection.
 const REMEMBERED: usize = 8;
+/// Bytes of a record that are read at most.
+const MOST_RECORD: u64 = 16 << 20;
 /// Changes take milliseconds; who waits longer than this waits for something that hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -155,9 +157,10 @@ impl Version {
             path: folder.to_owned(),
             reason,
         };
-        let text = fs::read_to_string(&path)
+        let text = files::open_no_link(&path, MOST_RECORD)
+            .and_then(|file| files::read_open(file, MOST_RECORD))
             .map_err(|error| damaged(format!("{VERSION_FILE} cannot be read: {error}")))?;
-        let mut version: Self = serde_json::from_str(&text)
+        let mut version: Self = serde_json::from_slice(&text)
             .map_err(|error| damaged(format!("{VERSION_FILE}: {error}")))?;
         if version.format != FORMAT {
             let found = version.format;
@@ -545,7 +548,7 @@ impl ModelStore {
 
     /// Takes a model into the store whose files came in another way, by name and content.
     pub fn import_files(&self, files: &[(String, Vec<u8>)]) -> Result<Version, StoreError> {
-        if let Some((name, _)) = files.iter().find(|(name, _)| !is_plain(name)) {
+        if let Some((name, _)) = files.iter().find(|(name, _)| !files::is_plain_name(name)) {
             return Err(StoreError::NoModel(format!(
                 "'{name}' is no name of a file in a model's folder"
             )));
@@ -791,11 +794,6 @@ impl Incoming {
     }
 }
 
-/// Whether this is the name of a file in a folder and nothing else: no path, nothing hidden.
-fn is_plain(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
-}
-
 /// A name as the name of a file.
 fn key(name: &str) -> String {
     let plain = |c: char| match c {
@@ -822,17 +820,22 @@ fn content(files: &[FileRecord], accepted: bool) -> String {
 }
 
 fn read_selection(path: &Path) -> Result<Selection, StoreError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Selection::default()),
-        Err(error) => return Err(io("read", path)(error)),
-    };
     let damaged = |reason| StoreError::Damaged {
         path: path.to_owned(),
         reason,
     };
+    let read =
+        files::open_no_link(path, MOST_RECORD).and_then(|file| files::read_open(file, MOST_RECORD));
+    let text = match read {
+        Ok(text) => text,
+        Err(FileError::Io(error)) if error.kind() == ErrorKind::NotFound => {
+            return Ok(Selection::default());
+        }
+        Err(FileError::Io(error)) => return Err(io("read", path)(error)),
+        Err(error) => return Err(damaged(error.to_string())),
+    };
     let selection: Selection =
-        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if selection.format != FORMAT {
         return Err(damaged(format!(
             "it has format {}; this version reads {FORMAT}",
@@ -1111,6 +1114,35 @@ mod tests {
         assert!(error.contains("vehicle.front.json"), "{error}");
         assert!(store.selections().unwrap().is_empty());
         store.run(NODE, &version.id).unwrap();
+        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(version));
+    }
+
+    #[test]
+    fn a_record_that_is_no_regular_file_of_sane_size_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        store.run(NODE, &version.id).unwrap();
+        let records = [
+            version.folder.join(VERSION_FILE),
+            store.selection_file(NODE),
+        ];
+        let kept = records.each_ref().map(|path| fs::read(path).unwrap());
+        let read = |index: usize| match index {
+            0 => store.list().unwrap().damaged.pop().unwrap(),
+            _ => store.selection(NODE).unwrap_err(),
+        };
+        for (index, path) in records.iter().enumerate() {
+            fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+            let error = read(index).to_string();
+            assert!(error.contains("a symbolic link"), "{error}");
+            fs::remove_file(path).unwrap();
+            File::create(path).unwrap().set_len(1 << 40).unwrap();
+            let error = read(index).to_string();
+            assert!(error.contains("at most"), "{error}");
+            fs::write(path, &kept[index]).unwrap();
+        }
         assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(version));
     }
 

@@ -7,6 +7,7 @@ pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -25,7 +26,7 @@ use crate::cloud::condition::{ConditionKind, Conditions};
 use crate::cloud::summary::InputSummary;
 use crate::detector::{DetectorError, ModelDescription, ModelFiles};
 use crate::eval::AgreementCell;
-use crate::files::{hash_into, hex};
+use crate::files::{self, hash_into, hex};
 use crate::onnx::OnnxError;
 
 pub(crate) use html::date;
@@ -35,6 +36,8 @@ pub const FORMAT: u32 = 1;
 
 /// The report's files in the folder of the INT8 model.
 pub const JSON_FILE: &str = "report.json";
+/// Bytes of a `report.json` that are read at most; one of a thousand frames and layers has less than a megabyte.
+const MOST_BYTES: u64 = 64 << 20;
 pub const TEXT_FILE: &str = "report.txt";
 pub const PAGE_FILE: &str = "report.html";
 
@@ -383,10 +386,15 @@ impl Report {
         } else {
             path.to_owned()
         };
-        let text = std::fs::read_to_string(&path).map_err(|reason| ReportError::Read {
-            path: path.clone(),
-            reason,
-        })?;
+        let read = files::read_bounded(&path, MOST_BYTES).map_err(Error::from);
+        let text = read
+            .and_then(|bytes| {
+                String::from_utf8(bytes).map_err(|e| Error::new(ErrorKind::InvalidData, e))
+            })
+            .map_err(|reason| ReportError::Read {
+                path: path.clone(),
+                reason,
+            })?;
         Self::parse(&text, &path)
     }
 
