@@ -56,6 +56,31 @@ pub(crate) fn printable(text: &str, longest: usize) -> String {
     }
 }
 
+/// The message of a parser without what it quotes from the text: between double quotes there are values, which are
+/// nobody's business who cannot read the file. Names of keys are between backquotes, or bare.
+pub(crate) fn without_values(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    let mut characters = message.chars();
+    while let Some(character) = characters.next() {
+        text.push(character);
+        if character != '"' {
+            continue;
+        }
+        text.push('…');
+        while let Some(quoted) = characters.next() {
+            match quoted {
+                '\\' => drop(characters.next()),
+                '"' => {
+                    text.push('"');
+                    break;
+                }
+                _ => {}
+            }
+        }
+    }
+    text
+}
+
 /// Whether a character stands for itself wherever it is written. Those of the C0 and C1 sets command terminals, those
 /// that set the direction of writing make texts read as what they are not, and those without a width hide.
 fn is_harmless(character: char) -> bool {
@@ -116,6 +141,16 @@ mod tests {
         assert_eq!(shown_all([""]), "\"\"");
         assert_eq!(printable("a\n\tb\x07", 10), "a\n\tb\\u{7}");
         assert_eq!(printable("abc", 2), "ab… (1 more characters)");
+    }
+
+    #[test]
+    fn what_a_parser_quotes_can_be_left_out() {
+        let message = r#"weights.bits: invalid type: string "root:\"x\":0", expected u8 at line 3, or `weights`"#;
+        assert_eq!(
+            without_values(message),
+            r#"weights.bits: invalid type: string "…", expected u8 at line 3, or `weights`"#
+        );
+        assert_eq!(without_values(r#"cut off "in a value\"#), r#"cut off "…"#);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod engine;
 pub mod latency;
 pub mod latest;
 pub mod pipeline;
+pub mod reach;
 pub mod settings;
 pub mod shadow;
 pub mod status;

@@ -33,7 +33,7 @@ use crate::calibration::CalibrationBuffer;
 use crate::cloud::Points;
 use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameAssembler, FrameError};
-use crate::text::shown;
+use crate::text::{printable, shown};
 use crate::detector::{Inference, Precision, Timing};
 
 /// How long a cloud waits for the transforms of its stamp, which travel on another topic.
@@ -42,6 +42,8 @@ const TRANSFORM_PATIENCE: Duration = Duration::from_millis(200);
 /// [`TRANSFORM_RETRY`] still waits.
 const TRANSFORM_TRIES: u32 = 5;
 const TRANSFORM_RETRY: Duration = Duration::from_secs(2);
+/// Longest words for why a cloud was dropped, in characters.
+const LONGEST_PROBLEM: usize = 1000;
 /// How often the threads look up from an empty slot.
 const IDLE: Duration = Duration::from_millis(200);
 /// Samples in the latency windows: a minute at 10 Hz.
@@ -541,6 +543,8 @@ impl Shared {
     /// Counts a cloud without output; a `problem` is also said, now and then.
     fn drop_cloud(&self, reason: Drop, problem: Option<String>) {
         let now = Instant::now();
+        // It goes into diagnostics every second.
+        let problem = problem.map(|problem| printable(&problem, LONGEST_PROBLEM));
         {
             let mut ledger = self.ledger();
             *ledger.counters.dropped.entry(reason).or_default() += 1;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::reach::Reach;
 use super::shadow::ShadowSettings;
 use crate::calibration::selection::Choice;
 use crate::calibration::store::Limits;
@@ -88,6 +89,8 @@ pub struct Settings {
     pub store_max_mb: usize,
     pub store_resume: bool,
     pub recipe_path: String,
+    /// Folders, separated by ':'.
+    pub request_folders: String,
     pub target: Target,
     pub input_reliability: Reliability,
     pub input_model_frame: String,
@@ -126,6 +129,7 @@ impl Default for Settings {
             store_max_mb: 1000,
             store_resume: true,
             recipe_path: String::new(),
+            request_folders: String::new(),
             target: Target::Cpu,
             input_reliability: Reliability::BestEffort,
             input_model_frame: String::new(),
@@ -215,6 +219,14 @@ pub const SPECS: &[Spec] = &[
         live: false,
         get: |s| Value::Text(s.recipe_path.clone()),
         set: |s, v| put(&mut s.recipe_path, text(v)),
+    },
+    Spec {
+        name: "request_folders",
+        description: "Folders, separated by ':', below which callers of the services may name recipes, recordings and models \
+                      to read, and have the buffer saved; besides those of recipe_path and of saved buffers",
+        live: false,
+        get: |s| Value::Text(s.request_folders.clone()),
+        set: |s, v| put(&mut s.request_folders, folders(v)),
     },
     Spec {
         name: "target",
@@ -474,6 +486,20 @@ impl Settings {
         Some(PathBuf::from(&self.recipe_path)).filter(|path| !path.as_os_str().is_empty())
     }
 
+    /// Where files may lie that callers name: in `own` folders, beside the recipe, and where the parameter says.
+    pub fn reach(&self, own: impl IntoIterator<Item = PathBuf>) -> Reach {
+        let beside_recipe = self.recipe_file().and_then(|recipe| {
+            let folder = recipe.parent()?;
+            Some(match folder.as_os_str().is_empty() {
+                true => PathBuf::from("."),
+                false => folder.to_owned(),
+            })
+        });
+        let named = self.request_folders.split(':').filter(|f| !f.is_empty());
+        let named = named.map(PathBuf::from);
+        Reach::new(own.into_iter().chain(beside_recipe).chain(named))
+    }
+
     /// The model description file that `model_path` names: itself, or `model.yaml` in the folder.
     pub fn model_file(&self) -> PathBuf {
         let path = PathBuf::from(&self.model_path);
@@ -628,6 +654,18 @@ fn text(value: &Value) -> Result<String, Refused> {
     }
 }
 
+/// A list of folders; one that is no absolute path would depend on where the node was started.
+fn folders(value: &Value) -> Result<String, Refused> {
+    let text = text(value)?;
+    let relative = |folder: &&str| !folder.is_empty() && !Path::new(folder).is_absolute();
+    match text.split(':').find(relative) {
+        Some(folder) => Err(Refused::Value(format!(
+            "'{folder}' is no absolute path; give folders as '/data/bags:/data/recipes'"
+        ))),
+        None => Ok(text),
+    }
+}
+
 fn flag(value: &Value) -> Result<bool, Refused> {
     match value {
         Value::Bool(flag) => Ok(*flag),
@@ -763,13 +801,14 @@ mod tests {
             "out".into(),
         );
         format!(
-            "{job:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{job:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             settings.model_store(home),
             settings.buffer_folder(home, "/node"),
             settings.buffer_policy(description.points.sweeps),
             settings.shadow(),
             settings.runtime_options(),
             settings.input_options(&description),
+            settings.reach([]),
         )
     }
 

@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use super::calibrator::{self, Comparison, Input, Job, JobError, Progress};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Fallback, Pipeline, SwapError};
+use super::reach::ReachError;
 use super::settings::Settings;
 use super::status::{Calibrating, Judgement, Last, Outcome, Start, Status, Work};
 use crate::calibration::buffer::Snapshot;
@@ -29,7 +30,8 @@ use crate::calibration::store::{FloatModel, Listing, Pick, Selection, StoreError
 use crate::calibration::{BufferError, ModelStore};
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
 use crate::ptq::check::Verdict;
-use crate::ptq::recipe::{BUILT_IN, Recipe, Target};
+use crate::ptq::recipe::{BUILT_IN, Recipe, RecipeError, Target};
+use crate::text::{printable, without_values};
 
 /// Files and settings a calibration needs.
 #[derive(Debug, Clone)]
@@ -129,6 +131,8 @@ pub enum Refusal {
     Stopping,
     #[error(transparent)]
     Swap(#[from] SwapError),
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     #[error("the stored INT8 model cannot run: {0}")]
     Stored(String),
     #[error("{what} '{}' is no absolute path, and the node's working folder is anywhere", .path.display())]
@@ -159,6 +163,13 @@ pub enum Refusal {
     Store(String),
     #[error("the buffer was not saved: {0}")]
     Save(String),
+}
+
+impl Refusal {
+    /// Callers hear which file and which key, but nothing that is in the file: who calls need not be who may read it.
+    fn recipe(error: RecipeError) -> Self {
+        Refusal::Recipe(printable(&without_values(&error.to_string()), 500))
+    }
 }
 
 fn and_problem(problem: &Option<String>) -> String {
@@ -278,7 +289,7 @@ impl Supervisor {
             Some(bag) if !bag.exists() => Err(Refusal::NoBag(bag)),
             _ => Recipe::load_or_default(recipe.as_deref())
                 .and_then(|recipe| recipe.suits(&classes).map(|()| recipe))
-                .map_err(|error| Refusal::Recipe(error.to_string())),
+                .map_err(Refusal::recipe),
         })
         .await?;
         let held_out = self.pipeline.buffer().fill().held_out;
@@ -497,7 +508,7 @@ impl Supervisor {
         );
         let prepared = on_a_thread_that_may_wait(move || {
             let recipe = Recipe::load_or_default(settings.recipe_file().as_deref())
-                .map_err(|error| Refusal::Recipe(error.to_string()))?;
+                .map_err(Refusal::recipe)?;
             let suits = recipe.suits(&paths.base.classes);
             suits.map_err(|error| Refusal::Recipe(error.to_string()))?;
             let (held_out, wanted) = (

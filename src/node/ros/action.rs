@@ -26,6 +26,7 @@ use super::{messages, parameters, publish_rosout, publisher, subscribe, until_en
 use crate::calibration::ModelStore;
 use crate::calibration::buffer::CALIBRATION_TOPIC;
 use crate::node::calibrator::{self, Input, Job, JobError, Progress};
+use crate::node::reach::ReachError;
 use crate::node::settings::{Settings, SettingsError, Value, ros_home};
 use crate::node::status::Outcome;
 use crate::ptq::recipe::Recipe;
@@ -414,11 +415,20 @@ impl Worker {
             return Err(failed(reason.into()));
         }
         let mut settings = self.settings.clone();
-        for (name, text) in [("recipe_path", &wanted.recipe), ("target", &wanted.target)] {
-            if !text.is_empty() {
-                let set = settings.set(name, &Value::Text(text.clone()));
-                set.map_err(|error| failed(error.to_string()))?;
-            }
+        let reach = settings.reach([]);
+        let (recipe, bag) = (wanted.recipe.clone(), wanted.bag.clone());
+        let found = blocking(move || {
+            let named = Some(recipe).filter(|recipe| !recipe.is_empty());
+            let recipe = named.map(|recipe| reach.existing("recipe", Path::new(&recipe)));
+            Ok::<_, ReachError>((recipe.transpose()?, reach.existing("bag", Path::new(&bag))?))
+        });
+        let (recipe, bag) = found.await.map_err(failed)?;
+        if let Some(recipe) = recipe {
+            settings.recipe_path = recipe.to_string_lossy().into_owned();
+        }
+        if !wanted.target.is_empty() {
+            let set = settings.set("target", &Value::Text(wanted.target.clone()));
+            set.map_err(|error| failed(error.to_string()))?;
         }
         let store = self.store.clone();
         let incoming = blocking(move || {
@@ -433,7 +443,7 @@ impl Worker {
             &settings,
             self.executable.clone(),
             settings.model_file(),
-            (PathBuf::from(&wanted.bag), input),
+            (bag, input),
             out.clone(),
         );
         // What a node's buffer holds is what its network sees, whether that lacks sweeps or not.

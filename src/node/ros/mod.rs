@@ -253,6 +253,7 @@ pub fn run() -> Result<(), NodeError> {
         recordings: settings.recordings_folder(&ros_home, &name),
     };
     let resume = settings.store_resume;
+    let reach = Arc::new(settings.reach([paths.recordings.clone()]));
     let shadow = settings.shadow();
     let buffer = CalibrationBuffer::open(
         &settings.buffer_folder(&ros_home, &name),
@@ -339,7 +340,7 @@ pub fn run() -> Result<(), NodeError> {
             publishers.diagnostics.clone(),
         )),
         tokio::spawn(publish_rosout(rosout, clock, publishers.rosout.clone())),
-        tokio::spawn(services.serve(supervisor.clone())),
+        tokio::spawn(services.serve(supervisor.clone(), reach)),
         tokio::spawn(supervisor.clone().watch_fallbacks()),
         tokio::spawn(watch_recipe(pipeline.clone(), recipe)),
     ];
