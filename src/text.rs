@@ -21,20 +21,26 @@ pub(crate) fn shown(name: &str) -> String {
     }
 }
 
-/// The same for several names, in quotes, the first of them where they are many; "none" where there is none.
-pub(crate) fn shown_all<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
-    let mut names = names.into_iter();
-    let first = names.by_ref().take(NAMES);
-    let mut text = first
-        .map(|name| format!("\"{}\"", shown(name)))
-        .collect::<Vec<_>>()
-        .join(", ");
-    if text.is_empty() {
-        text.push_str("none");
-    }
-    match names.count() {
-        0 => text,
-        more => format!("{text} and {more} more"),
+/// The same for several names, the first of them where they are many; "none" where there is none.
+pub(crate) fn shown_all<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> String {
+    list(names.into_iter().map(|name| shown(name.as_ref())))
+}
+
+/// The same in quotes, for names that may have spaces in them.
+pub(crate) fn quoted_all<N: AsRef<str>>(names: impl IntoIterator<Item = N>) -> String {
+    list(
+        names
+            .into_iter()
+            .map(|name| format!("\"{}\"", shown(name.as_ref()))),
+    )
+}
+
+fn list(mut names: impl Iterator<Item = String>) -> String {
+    let first: Vec<String> = names.by_ref().take(NAMES).collect();
+    match (first.len(), names.count()) {
+        (0, _) => "none".to_owned(),
+        (_, 0) => first.join(", "),
+        (_, more) => format!("{} and {more} more", first.join(", ")),
     }
 }
 
@@ -135,10 +141,13 @@ mod tests {
         assert!(text.ends_with("ä… (999900 more characters)"), "{text}");
         assert!(!shown(&"x".repeat(LONGEST_NAME)).contains('…'));
         let names: Vec<String> = (0..1000).map(|i| format!("f{i}")).collect();
-        let text = shown_all(names.iter().map(String::as_str));
-        assert!(text.starts_with("\"f0\", \"f1\"") && text.ends_with("\"f11\" and 988 more"));
-        assert_eq!(shown_all([]), "none");
-        assert_eq!(shown_all([""]), "\"\"");
+        let text = shown_all(&names);
+        assert!(
+            text.starts_with("f0, f1") && text.ends_with("f11 and 988 more"),
+            "{text}"
+        );
+        assert_eq!(quoted_all(["a b", ""]), "\"a b\", \"\"");
+        assert_eq!(shown_all::<&str>([]), "none");
         assert_eq!(printable("a\n\tb\x07", 10), "a\n\tb\\u{7}");
         assert_eq!(printable("abc", 2), "ab… (1 more characters)");
     }

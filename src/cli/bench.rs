@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::detect::RuntimeArgs;
 use super::input::FrameArgs;
+use super::numbers::within;
 use super::output::{check_file, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
@@ -23,10 +24,10 @@ pub struct Args {
     #[command(flatten)]
     runtime: RuntimeArgs,
     /// Times that each frame is measured
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = within(1..=100_000))]
     repeat: usize,
     /// Runs before the measurement, not counted
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = within(0..=100_000))]
     warmup: usize,
     /// Also write the figures as JSON
     #[arg(long, value_name = "FILE")]

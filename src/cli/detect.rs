@@ -8,6 +8,7 @@ use ndarray::{ArrayView, Dimension};
 use serde::Serialize;
 
 use super::input::{FrameArgs, insert_unique};
+use super::numbers::{THREADS, within};
 use super::output::{check_file, check_folder, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
@@ -38,7 +39,7 @@ pub struct Args {
 #[derive(clap::Args, Clone)]
 pub struct RuntimeArgs {
     /// Threads within an operator; 0 means one per core
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = within(THREADS))]
     pub threads: usize,
     /// What runs the network: cpu, cuda, tensorrt or openvino
     #[arg(long, default_value_t = Provider::Cpu)]

@@ -10,6 +10,7 @@ use std::rc::Rc;
 
 use anyhow::ensure;
 
+use super::numbers::{FRAMES, within};
 use super::sweeps::Sweeps;
 use super::{Ended, terminal};
 use crate::bag::Stamp;
@@ -80,7 +81,7 @@ pub struct FrameArgs {
     #[command(flatten)]
     pub input: InputArgs,
     /// Read at most this many frames
-    #[arg(long)]
+    #[arg(long, value_parser = within(FRAMES))]
     pub limit: Option<usize>,
 }
 

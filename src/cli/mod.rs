@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod input;
 pub mod inspect;
 pub mod models;
+mod numbers;
 pub mod output;
 pub mod play;
 #[cfg(feature = "ros2")]

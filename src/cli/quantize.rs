@@ -17,6 +17,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::input::{InputArgs, InputError, Intake};
+use super::numbers::{THREADS, within};
 use super::output::check_empty_folder;
 use super::sweeps::{SweepArgs, Sweeps};
 use super::{Ended, terminal};
@@ -54,13 +55,13 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Use at most this many frames, spread over the bag, instead of the recipe's number
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_frames: Option<u32>,
     /// Threads, instead of the recipe's number; 0 means one per core
-    #[arg(long)]
+    #[arg(long, value_parser = within(THREADS))]
     threads: Option<usize>,
     /// End in an error rather than take more memory than this, megabytes
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     max_memory_mb: Option<u64>,
     /// Process that started this one: end where it is gone, with nothing written
     #[arg(long, value_name = "PID", hide = true)]

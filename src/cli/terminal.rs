@@ -308,5 +308,4 @@ mod tests {
         let counts: Vec<String> = repeats.counts().collect();
         assert_eq!(counts, ["damaged at 0 (95 more like it)"]);
     }
-
 }

@@ -885,7 +885,7 @@ fn undecodable(message: RawMessage, source: CdrError) -> FrameError {
 fn choose_topic(reader: &Reader, asked: Option<&str>) -> Result<Topic, FrameError> {
     let path = || reader.path().to_owned();
     let clouds: Vec<&Topic> = reader.topics_of_type(PointCloud2::TYPE).collect();
-    let names = |topics: &[&Topic]| shown_all(topics.iter().map(|topic| topic.name.as_str()));
+    let names = |topics: &[&Topic]| shown_all(topics.iter().map(|topic| &topic.name));
     if let Some(asked) = asked {
         return match reader.topics().iter().find(|topic| topic.name == asked) {
             Some(topic) if topic.type_name == PointCloud2::TYPE => Ok(topic.clone()),
@@ -909,10 +909,7 @@ fn choose_topic(reader: &Reader, asked: Option<&str>) -> Result<Topic, FrameErro
                 reader
                     .topics()
                     .iter()
-                    .map(|topic| format!("{} ({})", topic.name, topic.type_name))
-                    .collect::<Vec<_>>()
-                    .iter()
-                    .map(String::as_str),
+                    .map(|topic| format!("{} ({})", topic.name, topic.type_name)),
             ),
         }),
         several => Err(FrameError::SeveralTopics {
@@ -1220,7 +1217,10 @@ mod tests {
             assert!(longest.is_none_or(|length| length < 4000), "{longest:?}");
             cloud.header.frame_id = "x".repeat(1_000_000);
             let text = assembler.push_cloud(&cloud).unwrap_err().to_string();
-            assert!(text.contains("has 1000000 bytes") && text.len() < 400, "{text}");
+            assert!(
+                text.contains("has 1000000 bytes") && text.len() < 400,
+                "{text}"
+            );
         }
         assert!(assembler.sensors.len() <= MAX_SENSORS);
     }

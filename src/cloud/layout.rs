@@ -6,7 +6,7 @@
 
 use crate::bag::msg::{Header, PointCloud2, PointField};
 
-use crate::text::{shown, shown_all};
+use crate::text::{quoted_all, shown};
 
 use super::tf::LONGEST_NAME;
 use super::{Point, Points};
@@ -299,7 +299,7 @@ fn access<'a>(
 fn missing(cloud: &PointCloud2, field: &str) -> CloudError {
     CloudError::MissingField {
         field: shown(field),
-        found: shown_all(cloud.fields.iter().map(|field| field.name.as_str())),
+        found: quoted_all(cloud.fields.iter().map(|field| &field.name)),
     }
 }
 

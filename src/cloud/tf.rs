@@ -7,7 +7,7 @@ use nalgebra::{Quaternion, Translation3, UnitQuaternion};
 use crate::bag::Stamp;
 use crate::bag::msg::TransformStamped;
 use crate::geometry::Pose;
-use crate::text::{shown, shown_all};
+use crate::text::{quoted_all, shown};
 
 /// Frames that are kept, of the moving and of the static ones each. Vehicles have hundreds.
 const MAX_FRAMES: usize = 2_000;
@@ -289,7 +289,7 @@ impl TfBuffer {
             if !self.has_frame(frame) {
                 return Err(TfError::UnknownFrame {
                     frame: shown(frame),
-                    known: shown_all(self.frames()),
+                    known: quoted_all(self.frames()),
                 });
             }
         }
@@ -564,14 +564,17 @@ mod tests {
             }
         }
         assert!(tf.tracks.len() <= 2 * MAX_FRAMES && refused > 0);
-        let error = tf.lookup("odom", &"y".repeat(1_000_000), Stamp(0)).unwrap_err();
+        let error = tf
+            .lookup("odom", &"y".repeat(1_000_000), Stamp(0))
+            .unwrap_err();
         assert!(error.to_string().len() < 3000, "{error}");
         // Frames that fell silent make room for others in the end.
         for i in 0..2 * STALE {
             let ego = transform("odom", "base_link", 30.0 + i as f64 * 1e-3, at(0.0, 0.0));
             tf.insert(&ego, false).unwrap();
         }
-        tf.insert(&transform("odom", "drone", 80.0, at(1.0, 0.0)), false).unwrap();
+        tf.insert(&transform("odom", "drone", 80.0, at(1.0, 0.0)), false)
+            .unwrap();
     }
 
     #[test]
@@ -579,7 +582,8 @@ mod tests {
         let mut tf = TfBuffer::new(1e6, 0.02);
         for i in 0..2 * MAX_SAMPLES {
             let child = if i % 2 == 0 { "a" } else { "b" };
-            tf.insert(&transform("odom", child, i as f64, at(0.0, 0.0)), false).unwrap();
+            tf.insert(&transform("odom", child, i as f64, at(0.0, 0.0)), false)
+                .unwrap();
         }
         let samples: usize = tf.tracks.values().map(|track| track.samples.len()).sum();
         assert!(samples <= MAX_SAMPLES, "{samples}");
@@ -590,7 +594,10 @@ mod tests {
     #[test]
     fn a_name_longer_than_any_topic_is_no_frame() {
         let mut tf = TfBuffer::default();
-        for (parent, child) in [("odom", "x".repeat(256)), (&"x".repeat(256), "base_link".into())] {
+        for (parent, child) in [
+            ("odom", "x".repeat(256)),
+            (&"x".repeat(256), "base_link".into()),
+        ] {
             let error = tf.insert(&transform(parent, &child, 0.0, at(0.0, 0.0)), false);
             let text = error.unwrap_err().to_string();
             assert!(text.contains("255 bytes") && text.len() < 500, "{text}");

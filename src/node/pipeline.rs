@@ -33,8 +33,8 @@ use crate::calibration::CalibrationBuffer;
 use crate::cloud::Points;
 use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameAssembler, FrameError};
-use crate::text::{printable, shown};
 use crate::detector::{Inference, Precision, Timing};
+use crate::text::{printable, shown};
 
 /// How long a cloud waits for the transforms of its stamp, which travel on another topic.
 const TRANSFORM_PATIENCE: Duration = Duration::from_millis(200);

@@ -66,21 +66,17 @@ impl Reach {
         let place = resolved(path);
         let inside = |folder: &PathBuf| {
             let folder = resolved(folder)?;
-            place.as_ref().is_some_and(|p| p.starts_with(&folder)).then_some(())
+            place
+                .as_ref()
+                .is_some_and(|p| p.starts_with(&folder))
+                .then_some(())
         };
         match (&place, self.0.iter().find_map(inside)) {
             (Some(place), Some(())) => Ok(place.clone()),
             _ => Err(ReachError::Outside {
                 what,
                 path: named(path),
-                folders: shown_all(
-                    self.0
-                        .iter()
-                        .map(|folder| folder.to_string_lossy())
-                        .collect::<Vec<_>>()
-                        .iter()
-                        .map(AsRef::as_ref),
-                ),
+                folders: shown_all(self.0.iter().map(|folder| folder.to_string_lossy())),
             }),
         }
     }
@@ -127,14 +123,26 @@ mod tests {
         let find = |path: &str| reach.existing("bag", &root.join(path));
         assert_eq!(find("bags/drive"), Ok(root.join("bags/drive")));
         assert_eq!(find("data/drive"), Ok(root.join("bags/drive")));
-        for outside in ["secret", "bags/link", "data/../secret", "nowhere", "bags/dangling"] {
+        for outside in [
+            "secret",
+            "bags/link",
+            "data/../secret",
+            "nowhere",
+            "bags/dangling",
+        ] {
             let error = find(outside).unwrap_err();
-            assert!(matches!(error, ReachError::Outside { .. }), "{outside}: {error}");
+            assert!(
+                matches!(error, ReachError::Outside { .. }),
+                "{outside}: {error}"
+            );
         }
         // Whoever may not look gets the same answer whether something is there or not.
         let told = |path: &str| find(path).unwrap_err().to_string().replace(path, "");
         assert_eq!(told("secret"), told("nowhere"));
-        assert!(matches!(find("bags/gone"), Err(ReachError::NotThere { .. })));
+        assert!(matches!(
+            find("bags/gone"),
+            Err(ReachError::NotThere { .. })
+        ));
         let relative = reach.existing("bag", Path::new("drive"));
         assert!(matches!(relative, Err(ReachError::Relative { .. })));
     }
@@ -154,7 +162,13 @@ mod tests {
     #[test]
     fn a_refusal_is_short_and_on_one_line() {
         let path = PathBuf::from(format!("/{}\n\x1b[2J", "x".repeat(100_000)));
-        let text = Reach::new([]).within("recipe", &path).unwrap_err().to_string();
-        assert!(text.len() < 600 && !text.contains(char::is_control), "{text}");
+        let text = Reach::new([])
+            .within("recipe", &path)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            text.len() < 600 && !text.contains(char::is_control),
+            "{text}"
+        );
     }
 }

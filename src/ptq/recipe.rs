@@ -336,6 +336,9 @@ impl Gate {
             let named = keys.into_iter().find(|(class, _)| *class == key);
             Some((named.map_or(key, |(_, band)| band), problem))
         };
+        if let Some(problem) = self.pairing.problem() {
+            return Some(("gate.pairing", problem));
+        }
         let class = self.class().problem();
         class.or_else(|| self.bands.and_then(of_bands))
     }
@@ -446,6 +449,32 @@ impl Recipe {
         }
     }
 
+    /// All whole numbers, so that none is without a range: what they ask for has to fit into time and memory.
+    fn counts(&self) -> Vec<Count> {
+        let (f, most) = (&self.frames, 100_000);
+        let mut counts = vec![
+            ("frames.max", f.max, 1..=most),
+            ("frames.block", f.block, 1..=most),
+            // With 1 nothing would calibrate.
+            ("frames.hold_out_every", f.hold_out_every, 2..=most),
+            ("frames.min_calibration", f.min_calibration, 1..=most),
+            ("frames.min_held_out", f.min_held_out, 1..=most),
+            ("activations.bins", self.activations.bins, 256..=1 << 20),
+            ("layers", self.layers.len(), 0..=10_000),
+            ("check.warm_up", self.check.warm_up, 0..=most),
+            ("check.latency_runs", self.check.latency_runs, 1..=most),
+            ("threads", self.threads, 0..=1024),
+        ];
+        counts.extend(self.equalization.iter().flat_map(Equalization::counts));
+        counts.extend(self.reconstruction.iter().flat_map(Reconstruction::counts));
+        counts.extend(
+            self.sensitivity
+                .iter()
+                .flat_map(SensitivitySettings::counts),
+        );
+        counts
+    }
+
     /// Whether the recipe is one for a model with these classes: those that it names must be there.
     pub fn suits(&self, classes: &[String]) -> Result<(), RecipeError> {
         let MustJudge::Named(names) = &self.gate.must_judge else {
@@ -481,17 +510,10 @@ impl Recipe {
                 format!("{}; this version reads {FORMAT}", self.format),
             ));
         }
-        let f = &self.frames;
-        for (key, value) in [
-            ("frames.max", f.max),
-            ("frames.block", f.block),
-            ("frames.min_calibration", f.min_calibration),
-            ("frames.min_held_out", f.min_held_out),
-        ] {
-            if value == 0 {
-                return Some((key, "must be at least 1".into()));
-            }
+        if let Some(found) = self.counts().into_iter().find_map(outside) {
+            return Some(found);
         }
+        let f = &self.frames;
         if f.min_calibration.saturating_add(f.min_held_out) > f.max {
             return Some((
                 "frames.max",
@@ -499,12 +521,6 @@ impl Recipe {
                     "{} frames can never be {} to calibrate and {} held out",
                     f.max, f.min_calibration, f.min_held_out
                 ),
-            ));
-        }
-        if f.hold_out_every < 2 {
-            return Some((
-                "frames.hold_out_every",
-                "must be at least 2, or nothing calibrates".into(),
             ));
         }
         let searches = [
@@ -515,12 +531,6 @@ impl Recipe {
             if let Some(problem) = search.problem() {
                 return Some((key, problem));
             }
-        }
-        if !(256..=1 << 20).contains(&self.activations.bins) {
-            return Some((
-                "activations.bins",
-                format!("{}; 256 to 1048576", self.activations.bins),
-            ));
         }
         let overrides = self.layers.iter().flat_map(|l| {
             [l.weight_bits, l.activation_bits]
@@ -560,11 +570,17 @@ impl Recipe {
         if let Some(found) = self.gate.problem() {
             return Some(found);
         }
-        if self.check.latency_runs == 0 {
-            return Some(("check.latency_runs", "must be at least 1".into()));
-        }
         None
     }
+}
+
+/// A whole number of a recipe: its key, its value, and the range that makes sense.
+pub(in crate::ptq) type Count = (&'static str, usize, std::ops::RangeInclusive<usize>);
+
+/// What to say where the number is outside of its range.
+fn outside((key, value, range): Count) -> Option<(&'static str, String)> {
+    let (least, most) = (range.start(), range.end());
+    (!range.contains(&value)).then(|| (key, format!("{value}; {least} to {most}")))
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for any run of characters.
