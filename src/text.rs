@@ -62,6 +62,12 @@ pub(crate) fn printable(text: &str, longest: usize) -> String {
     }
 }
 
+/// The same on one line.
+pub(crate) fn one_line(text: &str, longest: usize) -> String {
+    let text = printable(text, longest);
+    text.replace('\n', "\\n").replace('\t', " ")
+}
+
 /// The message of a parser without what it quotes from the text: between double quotes there are values, which are
 /// nobody's business who cannot read the file. Names of keys are between backquotes, or bare.
 pub(crate) fn without_values(message: &str) -> String {
@@ -85,6 +91,11 @@ pub(crate) fn without_values(message: &str) -> String {
         }
     }
     text
+}
+
+/// Whether a name can be shown as it is.
+pub(crate) fn is_showable(name: &str) -> bool {
+    name.len() <= 255 && name.chars().all(is_harmless)
 }
 
 /// Whether a character stands for itself wherever it is written. Those of the C0 and C1 sets command terminals, those

@@ -11,6 +11,10 @@ use crate::bag::{BagError, Reader, Stamp};
 use crate::cloud::{DecodeOptions, decode_with_stats};
 use crate::detector::description::ModelDescription;
 use crate::onnx;
+use crate::text::{one_line, shown, shown_all};
+
+/// Longest error in a list of them that is shown whole, in characters.
+const LONGEST_ERROR: usize = 500;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -85,11 +89,11 @@ struct Value {
 impl Value {
     fn text(&self) -> String {
         let Some(shape) = &self.shape else {
-            return self.name.clone();
+            return shown(&self.name);
         };
         let dimension = |d: &Option<i64>| d.map_or("?".to_owned(), |d| d.to_string());
         let shape: Vec<String> = shape.iter().map(dimension).collect();
-        format!("{} [{}]", self.name, shape.join(", "))
+        format!("{} [{}]", shown(&self.name), shape.join(", "))
     }
 }
 
@@ -122,7 +126,7 @@ impl OnnxSummary {
         let nodes: Vec<String> = self
             .nodes
             .iter()
-            .map(|(operator, count)| format!("{count} {operator}"))
+            .map(|(operator, count)| format!("{count} {}", shown(operator)))
             .collect();
         format!(
             "{}: ONNX, opset {}, {}\n  in    {}\n  out   {}\n  nodes {}\n",
@@ -426,8 +430,13 @@ impl BagSummary {
             let count = topic
                 .count
                 .map_or("?".to_owned(), |count| count.to_string());
-            text += &format!("  topic {}, {count} x {}", topic.name, topic.type_name);
+            text += &format!(
+                "  topic {}, {count} x {}",
+                shown(&topic.name),
+                shown(&topic.type_name)
+            );
             if let Some(encoding) = &topic.encoding {
+                let encoding = shown(encoding);
                 text +=
                     &format!(", cannot be read: encoded as \"{encoding}\", not \"cdr\" (ROS 2)");
             }
@@ -436,16 +445,19 @@ impl BagSummary {
                 text += &cloud.text();
             }
             if let Some(error) = &topic.error {
-                text += &format!("          cannot be read: {error}\n");
+                text += &format!(
+                    "          cannot be read: {}\n",
+                    one_line(error, LONGEST_ERROR)
+                );
             }
         }
         for (child, parent) in &self.transforms {
-            text += &format!("  tf    {parent} -> {child}\n");
+            text += &format!("  tf    {} -> {}\n", shown(parent), shown(child));
         }
         if let Some(check) = &self.check {
             text += &format!("  {} messages read\n", check.messages);
             for error in &check.errors {
-                text += &format!("  error {error}\n");
+                text += &format!("  error {}\n", one_line(error, LONGEST_ERROR));
             }
         }
         text
@@ -458,12 +470,12 @@ impl CloudSummary {
             "          first cloud: frame {}, stamp {}, {} x {} points of {} bytes\n          \
              fields {}\n          {} points, {} not finite; x {:.1} to {:.1}, y {:.1} to {:.1}, \
              z {:.1} to {:.1} m\n",
-            self.frame_id,
+            shown(&self.frame_id),
             self.stamp,
             self.width,
             self.height,
             self.point_step,
-            self.fields.join(", "),
+            shown_all(&self.fields),
             self.points,
             self.non_finite,
             self.min[0],
@@ -475,11 +487,13 @@ impl CloudSummary {
         );
         text += "          ";
         text += &match &self.intensity {
-            Some((field, [low, high])) => format!("intensity from \"{field}\", {low} to {high}"),
+            Some((field, [low, high])) => {
+                format!("intensity from \"{}\", {low} to {high}", shown(field))
+            }
             None => "no intensity".to_owned(),
         };
         text += &match &self.rings {
-            Some((field, count)) => format!("; {count} rings from \"{field}\""),
+            Some((field, count)) => format!("; {count} rings from \"{}\"", shown(field)),
             None => "; no rings".to_owned(),
         };
         if self.joined {

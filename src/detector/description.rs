@@ -9,10 +9,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::{is_showable, shown};
 use crate::{files, yaml};
 
 /// The `format` that this crate writes and reads.
 pub const FORMAT: u32 = 1;
+/// Classes that a model may tell apart; Objects365 has the most of all data sets in use.
+const MOST_CLASSES: usize = 400;
+/// Pillars of a grid: 400 m at 0.1 m, along x and y. Each takes the channels' room in every map.
+const MOST_CELLS: usize = 1 << 24;
 
 /// The description's name in a model's folder.
 const FILE: &str = "model.yaml";
@@ -719,6 +724,26 @@ impl ModelDescription {
                 return fail("classes", format!("names {class} twice"));
             }
         }
+        if self.classes.len() > MOST_CLASSES {
+            return fail(
+                "classes",
+                format!("names {}; {MOST_CLASSES} is the limit", self.classes.len()),
+            );
+        }
+        // They go into messages, files and terminals.
+        let names = [("name", &self.name), ("frame", &self.frame)];
+        let classes = self.classes.iter().map(|class| ("classes", class));
+        for (key, name) in names.into_iter().chain(classes) {
+            if !is_showable(name) {
+                return fail(
+                    key,
+                    format!(
+                        "is \"{}\"; control characters and more than 255 bytes are no name",
+                        shown(name)
+                    ),
+                );
+            }
+        }
         if self.points.features.is_empty() {
             return fail("points.features", "is empty".into());
         }
@@ -834,6 +859,13 @@ impl ModelDescription {
                     format!("of {pillar} m makes {cells} pillars along {name}; 16384 is the limit"),
                 );
             }
+        }
+        let [gx, gy] = self.grid_size();
+        if gx * gy > MOST_CELLS {
+            return fail(
+                "grid.pillar",
+                format!("makes a grid of {gx} x {gy} pillars; {MOST_CELLS} of them is the limit"),
+            );
         }
         if let Some(ground) = grid.ground {
             // Below the grid it may lie: some models have the ground cut off.

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::text::{printable, shown_all};
+use crate::text::{one_line, shown_all};
 
 /// Longest path that is shown whole, in characters.
 const LONGEST_PATH: usize = 300;
@@ -102,7 +102,7 @@ fn resolved(path: &Path) -> Option<PathBuf> {
 }
 
 fn named(path: &Path) -> String {
-    printable(&path.to_string_lossy(), LONGEST_PATH).replace('\n', "\\n")
+    one_line(&path.to_string_lossy(), LONGEST_PATH)
 }
 
 #[cfg(test)]
