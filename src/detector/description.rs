@@ -1084,6 +1084,7 @@ mod tests {
             ("name: tiny", "name: ''", "`name`"),
             ("layout:", "frame: ' '\nlayout:", "`frame`"),
             ("[CAR, PEDESTRIAN]", "[CAR, car]", "`classes`"),
+            ("[CAR, PEDESTRIAN]", "[CAR, \"\\e[2J\"]", "\\u{1b}[2J"),
             ("[CAR, PEDESTRIAN]", "[CAR, '']", "`classes`"),
             (
                 "file: backbone.onnx",

@@ -9,6 +9,7 @@ use super::ranges::{ActivationType, Search};
 use super::reconstruct::Reconstruction;
 use super::reconstruct::sensitivity::SensitivitySettings;
 use crate::eval::AgreementOptions;
+use crate::text::{is_showable, shown};
 use crate::yaml;
 
 /// The `format` this version reads.
@@ -501,15 +502,40 @@ impl Recipe {
     }
 
     fn problem(&self) -> Option<(&'static str, String)> {
-        let bits = |key, bits: u32| {
-            (!(2..=8).contains(&bits)).then(|| (key, format!("{bits} bits; 2 to 8")))
-        };
         if self.format != FORMAT {
             return Some((
                 "format",
                 format!("{}; this version reads {FORMAT}", self.format),
             ));
         }
+        self.problem_of_names()
+            .or_else(|| self.problem_of_numbers())
+    }
+
+    /// Names go into reports, statuses and terminals.
+    fn problem_of_names(&self) -> Option<(&'static str, String)> {
+        let judged = match &self.gate.must_judge {
+            MustJudge::All => &[][..],
+            MustJudge::Named(names) => names,
+        };
+        let judged = judged.iter().map(|class| ("gate.must_judge", class));
+        let patterns = self.layers.iter().map(|layer| ("layers", &layer.name));
+        std::iter::once(("name", &self.name))
+            .chain(judged)
+            .chain(patterns)
+            .find(|(_, name)| !is_showable(name))
+            .map(|(key, name)| {
+                let name = shown(name);
+                let problem =
+                    format!("\"{name}\"; control characters and more than 255 bytes are no name");
+                (key, problem)
+            })
+    }
+
+    fn problem_of_numbers(&self) -> Option<(&'static str, String)> {
+        let bits = |key, bits: u32| {
+            (!(2..=8).contains(&bits)).then(|| (key, format!("{bits} bits; 2 to 8")))
+        };
         if let Some(found) = self.counts().into_iter().find_map(outside) {
             return Some(found);
         }
@@ -700,6 +726,92 @@ pub(crate) mod tests {
             assert!(QUICK.contains(from), "{from}");
             let error = Recipe::parse(&QUICK.replace(from, to), Path::new("r.yaml")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    /// All numbers in a value, each by the keys that lead to it.
+    fn numbers(value: &serde_yaml::Value, at: &str, found: &mut Vec<(String, bool)>) {
+        match value {
+            serde_yaml::Value::Mapping(map) => {
+                for (key, value) in map {
+                    let key = key.as_str().unwrap();
+                    numbers(value, &format!("{at}.{key}"), found);
+                }
+            }
+            serde_yaml::Value::Sequence(values) => {
+                for (i, value) in values.iter().enumerate() {
+                    numbers(value, &format!("{at}.{i}"), found);
+                }
+            }
+            serde_yaml::Value::Number(number) => found.push((at.to_owned(), number.is_f64())),
+            _ => {}
+        }
+    }
+
+    fn with(text: &str, at: &str, new: serde_yaml::Value) -> Result<Recipe, RecipeError> {
+        let mut recipe: serde_yaml::Value = serde_yaml::from_str(text).unwrap();
+        let mut place = &mut recipe;
+        for key in at.split('.').skip(1) {
+            place = match key.parse::<usize>() {
+                Ok(index) => &mut place[index],
+                Err(_) => &mut place[key],
+            };
+        }
+        *place = new;
+        let text = serde_yaml::to_string(&recipe).unwrap();
+        Recipe::parse(&text, Path::new("r.yaml"))
+    }
+
+    #[test]
+    fn every_number_has_a_range() {
+        // Bounds on what was found, which cost nothing whatever they are; a seed may be any.
+        let free = |at: &str| {
+            let last = at.rsplit('.').next().unwrap_or(at);
+            last.starts_with("min_boxes") || ["seed", "max_float_bytes"].contains(&last)
+        };
+        let mut tried = 0;
+        for text in [QUICK, STANDARD, STUDIES[2]] {
+            let mut found = Vec::new();
+            numbers(&serde_yaml::from_str(text).unwrap(), "", &mut found);
+            for (at, is_float) in found.iter().filter(|(at, _)| !free(at)) {
+                let bad: Vec<serde_yaml::Value> = match is_float {
+                    true => vec![f64::NAN.into(), (-1.0).into(), 1e300.into()],
+                    false => vec![u64::MAX.into(), 1_000_000_000_000_u64.into(), (-1).into()],
+                };
+                // The gate's largest errors may be anything above 0, to switch them off.
+                let open = at.contains("gate.") && at.contains("_error");
+                for bad in bad.into_iter().take(if open { 2 } else { 3 }) {
+                    let result = with(text, at, bad.clone());
+                    assert!(result.is_err(), "{at}: {bad:?} is accepted");
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 200, "{tried}");
+        for distance in [".nan", "-1.0", "0.0", "1.0e+9"] {
+            for key in ["distance", "class_distance: { CAR"] {
+                let end = if key.contains('{') { " }" } else { "" };
+                let pairing = format!("gate:\n  pairing: {{ {key}: {distance}{end} }}");
+                let text = STANDARD.replacen("gate:", &pairing, 1);
+                let error = Recipe::parse(&text, Path::new("r.yaml")).unwrap_err();
+                assert!(error.to_string().contains("gate.pairing"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_that_command_a_terminal_are_refused() {
+        for at in [".name", ".gate.must_judge"] {
+            let name = "quick\x1b[2J";
+            let bad: serde_yaml::Value = match at {
+                ".name" => name.into(),
+                _ => vec![name].into(),
+            };
+            let error = with(STANDARD, at, bad).unwrap_err().to_string();
+            assert!(
+                !error.contains('\x1b') && error.contains(&at[1..]),
+                "{error}"
+            );
         }
     }
 

@@ -115,23 +115,24 @@ impl Reconstruction {
 
     /// What is wrong with the values, if anything: the key and the problem.
     pub fn problem(&self) -> Option<(&'static str, String)> {
-        let not_negative = [
-            ("reconstruction.activation_rate", self.activation_rate),
-            ("reconstruction.multiplications", self.multiplications),
-            ("reconstruction.regularizer", self.regularizer),
-            ("reconstruction.tgpl.weight", self.tgpl.weight),
-            ("reconstruction.tgpl.boxes", self.tgpl.boxes),
-            ("reconstruction.tgpl.velocity", self.tgpl.velocity),
+        // Rates above 1 never settle; weights are relative.
+        let bounded = [
+            ("reconstruction.activation_rate", self.activation_rate, 10.0),
+            ("reconstruction.multiplications", self.multiplications, 1e21),
+            ("reconstruction.regularizer", self.regularizer, 1e6),
+            ("reconstruction.tgpl.weight", self.tgpl.weight, 1e6),
+            ("reconstruction.tgpl.boxes", self.tgpl.boxes, 1e6),
+            ("reconstruction.tgpl.velocity", self.tgpl.velocity, 1e6),
         ];
-        for (key, value) in not_negative {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Some((key, format!("{value}; must be 0 or more")));
+        for (key, value, most) in bounded {
+            if !(0.0..=most).contains(&value) {
+                return Some((key, format!("{value}; 0 to {most}")));
             }
         }
-        if !(self.rate > 0.0 && self.rate.is_finite()) {
+        if !(self.rate > 0.0 && self.rate <= 10.0) {
             return Some((
                 "reconstruction.rate",
-                format!("{}; must be above 0", self.rate),
+                format!("{}; above 0, at most 10", self.rate),
             ));
         }
         let shares = [
