@@ -252,6 +252,11 @@ impl CalibrationBuffer {
         self.snapshot_to(None)
     }
 
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn snapshot_to(&self, folder: Option<PathBuf>) -> Result<Snapshot, BufferError> {
         let (reply, answer) = mpsc::channel();
         self.request(Request::Snapshot(folder, reply));

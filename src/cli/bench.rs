@@ -6,13 +6,13 @@ use anyhow::bail;
 use serde::Serialize;
 
 use super::detect::RuntimeArgs;
-use super::input::FrameArgs;
+use super::input::{FrameArgs, load_model};
 use super::numbers::within;
 use super::output::{check_file, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
 use crate::cloud::summary::InputSummary;
-use crate::detector::{Detector, ModelDescription, Timing, runtime};
+use crate::detector::{Detector, Timing, runtime};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -116,7 +116,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     let options = args.runtime.options();
     let mut detectors = Vec::new();
     for path in &args.model {
-        let model = ModelDescription::load(path)?;
+        let model = load_model(path)?;
         detectors.push(Detector::load(&model, &options)?);
     }
     // Two models that read different inputs could not be compared on the same frames.

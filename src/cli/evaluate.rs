@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::columns::{number as cell, table};
 use super::detect::RuntimeArgs;
-use super::input::{Intake, SensorPose, Strictness, insert_unique, parse_pose};
+use super::input::{Intake, SensorPose, Strictness, insert_unique, load_model, parse_pose};
 use super::numbers::{FRAMES, within};
 use super::output::{check_file, write_whole};
 use super::{Ended, terminal};
@@ -239,8 +239,8 @@ fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
     let models: Vec<ModelDescription> = paths
         .into_iter()
         .flatten()
-        .map(ModelDescription::load)
-        .collect::<Result<_, _>>()?;
+        .map(load_model)
+        .collect::<anyhow::Result<_>>()?;
     let classes = models[0].classes.clone();
     for model in &models {
         ensure!(

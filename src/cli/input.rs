@@ -18,6 +18,17 @@ use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameError, Frames, InputOptions, Loss};
 use crate::cloud::summary::{InputSummary, InputTally};
 use crate::detector::ModelDescription;
+use crate::ptq::report::Report;
+
+/// Reads the description of a model to run. One that is not what it was when it was quantized runs, and that is told: it
+/// may have been changed on purpose.
+pub fn load_model(path: &Path) -> anyhow::Result<ModelDescription> {
+    let model = ModelDescription::load(path)?;
+    if let Err(changed) = Report::check_beside(&model) {
+        tracing::warn!("{changed}");
+    }
+    Ok(model)
+}
 
 /// Which clouds of a bag are read, and how they come into the model's frame.
 #[derive(clap::Args, Clone, Default)]

@@ -105,7 +105,7 @@ impl fmt::Display for TensorName {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoder {
-    /// ONNX file, relative to the description.
+    /// ONNX file, by its name in the description's folder.
     pub file: PathBuf,
     pub input: TensorName,
     pub output: TensorName,
@@ -115,7 +115,7 @@ pub struct Encoder {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backbone {
-    /// ONNX file, relative to the description.
+    /// ONNX file, by its name in the description's folder.
     pub file: PathBuf,
     pub input: TensorName,
     pub outputs: HeadOutputs,
@@ -618,7 +618,7 @@ impl ModelDescription {
             path: path.to_path_buf(),
             message: e.to_string(),
         })?;
-        files::replace(path, |file| file.write_all(text.as_bytes())).map_err(write_error)
+        files::write_out(path, |file| file.write_all(text.as_bytes())).map_err(write_error)
     }
 
     /// Where the encoder's ONNX file lies.
@@ -796,6 +796,16 @@ impl ModelDescription {
         ] {
             if file.as_os_str().is_empty() {
                 return fail(key, "is empty; name an ONNX file".into());
+            }
+            if !file.to_str().is_some_and(files::is_plain_name) {
+                return fail(
+                    key,
+                    format!(
+                        "is {}; it has to be the name of a file in the folder of the description. Where the file lies \
+                         elsewhere, copy it there or put a link to it there",
+                        file.display()
+                    ),
+                );
             }
         }
         if self.encoder_path() == self.backbone_path() {
@@ -1090,6 +1100,27 @@ mod tests {
                 "file: backbone.onnx",
                 "file: encoder.onnx",
                 "`backbone.file`",
+            ),
+            (
+                "file: encoder.onnx",
+                "file: ../encoder.onnx",
+                "`encoder.file`",
+            ),
+            (
+                "file: encoder.onnx",
+                "file: /m/encoder.onnx",
+                "`encoder.file`",
+            ),
+            (
+                "file: encoder.onnx",
+                "file: a/encoder.onnx",
+                "`encoder.file`",
+            ),
+            ("file: encoder.onnx", "file: ..", "`encoder.file`"),
+            (
+                "file: encoder.onnx",
+                "file: \"a\\x1b[2J.onnx\"",
+                "`encoder.file`",
             ),
             (
                 "output: pillar_features",

@@ -978,6 +978,7 @@ pub(crate) mod tests {
             path: id.into(),
             classes,
             bytes: 1,
+            files: Vec::new(),
             kernels: None,
         };
         Engine::new(info, Box::new(Scripted(script)))

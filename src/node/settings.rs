@@ -15,6 +15,7 @@ use crate::calibration::store::Limits;
 use crate::calibration::{ModelStore, Policy};
 use crate::cloud::frames::InputOptions;
 use crate::detector::{ModelDescription, Provider, RuntimeOptions};
+use crate::onnx::limit;
 use crate::ptq::recipe::Target;
 
 /// The value that leaves a number to the node.
@@ -84,10 +85,12 @@ pub enum Reliability {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub model_path: String,
+    pub model_max_mb: usize,
     pub model_store: String,
     pub store_max_models: usize,
     pub store_max_mb: usize,
     pub store_resume: bool,
+    pub store_allow_unjudged: bool,
     pub recipe_path: String,
     /// Folders, separated by ':'.
     pub request_folders: String,
@@ -124,10 +127,12 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model_path: String::new(),
+            model_max_mb: limit::DEFAULT_MB as usize,
             model_store: String::new(),
             store_max_models: 20,
             store_max_mb: 1000,
             store_resume: true,
+            store_allow_unjudged: false,
             recipe_path: String::new(),
             request_folders: String::new(),
             target: Target::Cpu,
@@ -186,6 +191,13 @@ pub const SPECS: &[Spec] = &[
         set: |s, v| put(&mut s.model_path, text(v)),
     },
     Spec {
+        name: "model_max_mb",
+        description: "Size of a model at the most, all its files together, megabytes; a larger one is not read",
+        live: false,
+        get: |s| Value::Integer(s.model_max_mb as i64),
+        set: |s, v| put(&mut s.model_max_mb, count(v, 1, 10_000_000)),
+    },
+    Spec {
         name: "model_store",
         description: "Folder where INT8 models and their reports are kept; empty: below ROS_HOME",
         live: false,
@@ -212,6 +224,13 @@ pub const SPECS: &[Spec] = &[
         live: false,
         get: |s| Value::Bool(s.store_resume),
         set: |s, v| put(&mut s.store_resume, flag(v)),
+    },
+    Spec {
+        name: "store.allow_unjudged",
+        description: "Whether a model that another made runs though this node's own frames cannot judge it",
+        live: true,
+        get: |s| Value::Bool(s.store_allow_unjudged),
+        set: |s, v| put(&mut s.store_allow_unjudged, flag(v)),
     },
     Spec {
         name: "recipe_path",
@@ -519,7 +538,7 @@ impl Settings {
     pub fn model_store(&self, ros_home: &Path) -> ModelStore {
         let limits = Limits {
             models: self.store_max_models,
-            bytes: self.store_max_mb as u64 * 1_000_000,
+            bytes: (self.store_max_mb as u64).saturating_mul(1_000_000),
         };
         ModelStore::new(self.store_folder(ros_home), limits)
     }
@@ -560,7 +579,7 @@ impl Settings {
         Policy {
             choice: self.calibration_choice,
             max_frames: self.calibration_max_frames,
-            max_bytes: self.calibration_max_mb as u64 * 1_000_000,
+            max_bytes: (self.calibration_max_mb as u64).saturating_mul(1_000_000),
             min_period_s: self.calibration_min_period_s,
             per_place: self.calibration_per_place,
             gap_s: self.calibration_gap_s,
@@ -813,7 +832,9 @@ mod tests {
     }
 
     /// Those that the node reads as they are, and where a test holds what they do.
-    const AS_THEY_ARE: [(&str, &str); 6] = [
+    const AS_THEY_ARE: [(&str, &str); 8] = [
+        ("model_max_mb", "tests/ros/test_startup.py"),
+        ("store.allow_unjudged", "tests/ros/test_requests.py"),
         ("store.resume", "tests/ros/test_parameters.py"),
         ("input.reliability", "tests/ros/test_silence.py"),
         ("calibration.min_frames", "tests/ros/test_calibration.py"),

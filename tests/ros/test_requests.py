@@ -156,6 +156,25 @@ def test_a_model_from_elsewhere_that_disagrees_on_the_nodes_own_frames_does_not_
     live.wait_more_detections()
 
 
+def test_a_model_that_the_nodes_own_frames_cannot_judge_does_not_run_unless_that_is_allowed(ros, eager_model, variants):
+    observer = ros.observer()
+    node = ros.node(eager_model)
+    observer.wait_ready(node)
+    (made,) = variants(1)
+    reply = observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
+    assert not reply.success and reply.stored_id == ""
+    for part in ("not judged", "holds out 0 frames", "drive until", "store.allow_unjudged"):
+        assert part in reply.message, reply.message
+    assert observer.status["precision"] == "float"
+    assert observer.set_parameter("store.allow_unjudged", True).successful
+    reply = observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
+    assert reply.success and "not judged" in reply.message, reply.message
+    runs = lambda s: s["stored_id"] == reply.stored_id and not s["judgement"]["judged"]  # noqa: E731
+    observer.wait_status(runs, 5.0, "the model", node)
+    told = lambda: "not judged" in observer.values("detection").get("condition_unjudged", "")  # noqa: E731
+    observer.wait_for(told, 10.0, "a warning in diagnostics", node)
+
+
 def files(folder) -> list[ModelFile]:
     return [ModelFile(name=p.name, data=p.read_bytes()) for p in sorted(folder.iterdir())]
 
