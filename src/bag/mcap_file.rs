@@ -3,7 +3,7 @@
 //! Records are framed here, not by the `mcap` crate's readers, for three reasons: errors name
 //! the offset they were met at, a file that breaks off still yields every whole message before
 //! the break, and no length from the file is believed before it is held against the file's size.
-//! Record bodies are parsed by the crate.
+//! The bodies of records are parsed in [`records`], which believes no length either.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mcap::MAGIC;
-use mcap::records::{Record, op};
+use mcap::records::op;
 
 use super::reader::{BagError, RawMessage, Selection, Topic};
+use super::records;
 
 /// A record's opcode and length.
 const FRAME: u64 = 9;
@@ -52,7 +53,7 @@ pub(super) struct McapFile {
 #[derive(Default)]
 struct Summary {
     schemas: HashMap<u16, String>,
-    channels: HashMap<u16, mcap::records::Channel>,
+    channels: HashMap<u16, records::Channel>,
     counts: HashMap<u16, u64>,
     has_counts: bool,
     /// The chunks by their offsets.
@@ -130,12 +131,12 @@ impl McapFile {
         }
         // The header only matters for the profile; a file cut this early yields its error later.
         if let Ok(Some((op::HEADER, body))) = this.read_record(MAGIC.len() as u64)
-            && let Ok(Record::Header(header)) = mcap::parse_record(op::HEADER, &body)
-            && header.profile.starts_with("ros1")
+            && let Ok(profile) = records::header(&body)
+            && profile.starts_with("ros1")
         {
             return Err(BagError::Ros1 {
                 path: path.to_owned(),
-                what: format!("MCAP profile \"{}\"", header.profile),
+                what: format!("MCAP profile \"{profile}\""),
             });
         }
         this.summary = this.read_summary();
@@ -335,14 +336,12 @@ impl McapFile {
         if opcode != op::FOOTER {
             return None;
         }
-        let Ok(Record::Footer(footer)) = mcap::parse_record(opcode, &body) else {
-            return None;
-        };
-        if footer.summary_start == 0 || footer.summary_start >= footer_at {
+        let start = records::footer(&body).ok()?;
+        if start == 0 || start >= footer_at {
             return None;
         }
         let mut summary = Summary::default();
-        let mut offset = footer.summary_start;
+        let mut offset = start;
         while offset < footer_at {
             let (opcode, body) = self.read_record(offset).ok()??;
             offset += FRAME + body.len() as u64;
@@ -496,7 +495,7 @@ impl McapFile {
         Ok(Some((piece, if is_record { next } else { behind })))
     }
 
-    fn add_channel(&mut self, channel: &mcap::records::Channel) {
+    fn add_channel(&mut self, channel: &records::Channel) {
         self.channels.insert(
             channel.id,
             Channel {
@@ -509,19 +508,15 @@ impl McapFile {
 
     /// Takes in a schema or a channel.
     fn define(&mut self, opcode: u8, body: &[u8]) -> Result<(), String> {
-        match mcap::parse_record(opcode, body).map_err(|error| error.to_string())? {
-            Record::Channel(channel) => {
-                self.add_channel(&channel);
-                if let Some(seen) = &mut self.seen {
-                    seen.channels.insert(channel.id, channel);
-                }
+        if opcode == op::CHANNEL {
+            let channel = records::channel(body)?;
+            self.add_channel(&channel);
+            if let Some(seen) = &mut self.seen {
+                seen.channels.insert(channel.id, channel);
             }
-            Record::Schema { header, .. } => {
-                if let Some(seen) = &mut self.seen {
-                    seen.schemas.insert(header.id, header.name);
-                }
-            }
-            _ => {}
+        } else if let Some(seen) = &mut self.seen {
+            let schema = records::schema(body)?;
+            seen.schemas.insert(schema.id, schema.name);
         }
         Ok(())
     }
@@ -707,21 +702,17 @@ impl Summary {
     /// Takes in a record of the summary section, ignoring kinds that are of no use here. `None`
     /// when the record is malformed.
     fn add(&mut self, opcode: u8, body: &[u8]) -> Option<()> {
-        // Only these are parsed: the crate's parser is not safe on every malformed record.
-        if !matches!(
-            opcode,
-            op::SCHEMA | op::CHANNEL | op::STATISTICS | op::CHUNK_INDEX
-        ) {
-            return Some(());
-        }
-        match mcap::parse_record(opcode, body).ok()? {
-            Record::Schema { header, .. } => {
-                self.schemas.insert(header.id, header.name);
+        match opcode {
+            op::SCHEMA => {
+                let schema = records::schema(body).ok()?;
+                self.schemas.insert(schema.id, schema.name);
             }
-            Record::Channel(channel) => {
+            op::CHANNEL => {
+                let channel = records::channel(body).ok()?;
                 self.channels.insert(channel.id, channel);
             }
-            Record::Statistics(statistics) => {
+            op::STATISTICS => {
+                let statistics = records::statistics(body).ok()?;
                 self.has_counts = true;
                 if statistics.message_count > 0 {
                     self.times = Some((
@@ -731,14 +722,15 @@ impl Summary {
                 }
                 self.counts.extend(statistics.channel_message_counts);
             }
-            Record::ChunkIndex(index) => {
+            op::CHUNK_INDEX => {
+                let index = records::chunk_index(body).ok()?;
                 let chunk = IndexedChunk {
                     start: log_time(index.message_start_time),
                     end: log_time(index.message_end_time),
                     length: index.chunk_length,
                     index_length: index.message_index_length,
                     size: index.uncompressed_size,
-                    channels: index.message_index_offsets.into_keys().collect(),
+                    channels: index.channels,
                 };
                 self.chunks.insert(index.chunk_start_offset, chunk);
             }
@@ -751,7 +743,7 @@ impl Summary {
     fn is_complete(&self) -> bool {
         let in_chunks = self.chunks.values().flat_map(|chunk| &chunk.channels);
         let mut met = self.counts.keys().chain(in_chunks);
-        let has_schema = |channel: &mcap::records::Channel| {
+        let has_schema = |channel: &records::Channel| {
             channel.schema_id == 0 || self.schemas.contains_key(&channel.schema_id)
         };
         met.all(|id| self.channels.contains_key(id)) && self.channels.values().all(has_schema)
@@ -784,23 +776,18 @@ fn split_record(bytes: &[u8]) -> Option<usize> {
 /// Unpacks the body of a chunk record, as much of it as there is. A chunk whose checksum is
 /// wrong is refused whole.
 fn unpack(body: &[u8]) -> Result<Chunk, String> {
-    let short = || "a chunk header is cut off".to_owned();
-    let size = number(body, 16).ok_or_else(short)?;
-    let word = |at: usize| {
-        let bytes = body.get(at..at + 4)?;
-        Some(u32::from_le_bytes(bytes.try_into().ok()?))
-    };
-    let crc = word(24).ok_or_else(short)?;
-    let name_length = word(28).ok_or_else(short)? as usize;
-    let name_end = 32usize.saturating_add(name_length);
-    let name = body.get(32..name_end).ok_or_else(short)?;
-    let packed_length = number(body, name_end).ok_or_else(short)?;
-    let packed = &body[name_end + 8..];
+    let header = records::chunk_header(body)?;
+    let (size, crc, name) = (
+        header.uncompressed_size,
+        header.uncompressed_crc,
+        header.compression,
+    );
     if size > MAX_CHUNK {
         return Err(format!("a chunk claims to unpack to {size} bytes"));
     }
-    let whole = packed_length <= packed.len() as u64;
-    let packed = &packed[..packed_length.min(packed.len() as u64) as usize];
+    let whole = header.compressed_size <= header.packed.len() as u64;
+    let packed_length = header.compressed_size.min(header.packed.len() as u64);
+    let packed = &header.packed[..packed_length as usize];
 
     // Grows with what comes out, not with what the header claims.
     let mut records = Vec::new();

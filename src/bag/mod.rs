@@ -35,6 +35,7 @@ mod mcap_file;
 mod messages;
 mod metadata;
 mod reader;
+mod records;
 mod sqlite_file;
 mod sqlite_pages;
 mod writer;
