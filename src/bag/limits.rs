@@ -60,7 +60,10 @@ pub enum Limit {
     Message,
     Chunk,
     File,
+    /// Of all that is unpacked in a pass.
     Expansion,
+    /// Of one packed file, by its size.
+    FileExpansion,
     Index,
     Files,
 }
@@ -72,7 +75,7 @@ impl Limit {
             Limit::Message => "--max-message-mb",
             Limit::Chunk => "--max-chunk-mb",
             Limit::File => "--max-unpacked-mb",
-            Limit::Expansion => "--max-expansion",
+            Limit::Expansion | Limit::FileExpansion => "--max-expansion",
             Limit::Index => "--max-index-mb",
             Limit::Files => "--max-bag-files",
         }
@@ -83,7 +86,7 @@ impl Limit {
         match self {
             Limit::Message => "a message",
             Limit::Chunk => "a chunk",
-            Limit::File => "a packed file",
+            Limit::File | Limit::FileExpansion => "a packed file",
             Limit::Expansion => "what is unpacked of the bag in one pass",
             Limit::Index => "the list of what is to be read",
             Limit::Files => "the bag",
@@ -135,7 +138,7 @@ impl Limits {
             Limit::Message => self.message_bytes,
             Limit::Chunk => self.chunk_bytes,
             Limit::File => self.file_bytes,
-            Limit::Expansion => self.expansion,
+            Limit::Expansion | Limit::FileExpansion => self.expansion,
             Limit::Index => self.index_bytes,
             Limit::Files => self.files as u64,
         }
@@ -216,7 +219,7 @@ impl Budget {
         let by_size = self.limits.expansion.saturating_mul(packed);
         let by_size = by_size.saturating_add(FILE_BASE);
         match by_size < self.limits.file_bytes {
-            true => (by_size, Limit::Expansion),
+            true => (by_size, Limit::FileExpansion),
             false => (self.limits.file_bytes, Limit::File),
         }
     }

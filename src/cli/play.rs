@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 
 use super::Ended;
+use super::input::BagLimits;
 
 /// The program that publishes, beside this one.
 const PLAYER: &str = "centerpoint_ptq_play";
@@ -59,6 +60,8 @@ pub struct Args {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub limits: BagLimits,
 }
 
 fn parse_pause(text: &str) -> Result<f64, String> {
