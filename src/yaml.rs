@@ -12,7 +12,6 @@ use std::mem::MaybeUninit;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
-use unsafe_libyaml as libyaml;
 
 /// What a YAML text from outside may be.
 #[derive(Debug, Clone, Copy)]
@@ -114,7 +113,7 @@ pub(crate) enum ReadError {
 
 /// A text from outside as an error may quote it: on one line, about 300 characters long. The end is kept, where the
 /// parser says at which line it was.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     const BEGIN: usize = 220;
     const END: usize = 50;
     let escaped = |c: char| match c.is_control() || is_invisible(c) {
@@ -268,7 +267,7 @@ enum Event {
 /// libyaml's events of a text, which it reads no further than it is asked to: whoever stops at a depth has paid for no
 /// more than that.
 struct Events<'a> {
-    parser: Box<MaybeUninit<libyaml::yaml_parser_t>>,
+    parser: Box<MaybeUninit<unsafe_libyaml::yaml_parser_t>>,
     ended: bool,
     text: std::marker::PhantomData<&'a str>,
 }
@@ -278,11 +277,18 @@ impl<'a> Events<'a> {
         let mut parser = Box::new(MaybeUninit::uninit());
         // SAFETY: the parser is initialized before all else, and stays where it is, in its box. The text outlives it by `'a`.
         let ready = unsafe {
-            let parser: *mut libyaml::yaml_parser_t = parser.as_mut_ptr();
-            let ready = libyaml::yaml_parser_initialize(parser).ok;
+            let parser: *mut unsafe_libyaml::yaml_parser_t = parser.as_mut_ptr();
+            let ready = unsafe_libyaml::yaml_parser_initialize(parser).ok;
             if ready {
-                libyaml::yaml_parser_set_encoding(parser, libyaml::YAML_UTF8_ENCODING);
-                libyaml::yaml_parser_set_input_string(parser, text.as_ptr(), text.len() as u64);
+                unsafe_libyaml::yaml_parser_set_encoding(
+                    parser,
+                    unsafe_libyaml::YAML_UTF8_ENCODING,
+                );
+                unsafe_libyaml::yaml_parser_set_input_string(
+                    parser,
+                    text.as_ptr(),
+                    text.len() as u64,
+                );
             }
             ready
         };
@@ -300,38 +306,40 @@ impl<'a> Events<'a> {
         if self.ended {
             return None;
         }
-        let mut event = MaybeUninit::<libyaml::yaml_event_t>::uninit();
+        let mut event = MaybeUninit::<unsafe_libyaml::yaml_event_t>::uninit();
         // SAFETY: the parser was initialized by `new` and has not failed before. An event is only looked at after it was
         // written, by the type that it says it has, and its strings are copied before it is deleted.
         unsafe {
-            if libyaml::yaml_parser_parse(self.parser.as_mut_ptr(), event.as_mut_ptr()).fail {
+            if unsafe_libyaml::yaml_parser_parse(self.parser.as_mut_ptr(), event.as_mut_ptr()).fail
+            {
                 self.ended = true;
                 return None;
             }
             let event = event.as_mut_ptr();
             let line = (*event).start_mark.line + 1;
             let told = match (*event).type_ {
-                libyaml::YAML_NO_EVENT | libyaml::YAML_STREAM_END_EVENT => {
+                unsafe_libyaml::YAML_NO_EVENT | unsafe_libyaml::YAML_STREAM_END_EVENT => {
                     self.ended = true;
                     Event::Other
                 }
-                libyaml::YAML_SCALAR_EVENT => Event::Scalar {
+                unsafe_libyaml::YAML_SCALAR_EVENT => Event::Scalar {
                     anchor: name((*event).data.scalar.anchor),
                     bytes: (*event).data.scalar.length as usize,
                 },
-                libyaml::YAML_SEQUENCE_START_EVENT => Event::Start {
+                unsafe_libyaml::YAML_SEQUENCE_START_EVENT => Event::Start {
                     anchor: name((*event).data.sequence_start.anchor),
                 },
-                libyaml::YAML_MAPPING_START_EVENT => Event::Start {
+                unsafe_libyaml::YAML_MAPPING_START_EVENT => Event::Start {
                     anchor: name((*event).data.mapping_start.anchor),
                 },
-                libyaml::YAML_SEQUENCE_END_EVENT | libyaml::YAML_MAPPING_END_EVENT => Event::End,
-                libyaml::YAML_ALIAS_EVENT => Event::Alias {
+                unsafe_libyaml::YAML_SEQUENCE_END_EVENT
+                | unsafe_libyaml::YAML_MAPPING_END_EVENT => Event::End,
+                unsafe_libyaml::YAML_ALIAS_EVENT => Event::Alias {
                     anchor: name((*event).data.alias.anchor).unwrap_or_default(),
                 },
                 _ => Event::Other,
             };
-            libyaml::yaml_event_delete(event);
+            unsafe_libyaml::yaml_event_delete(event);
             Some((told, line))
         }
     }
@@ -340,19 +348,19 @@ impl<'a> Events<'a> {
 impl Drop for Events<'_> {
     fn drop(&mut self) {
         // SAFETY: `new` initialized it, and nothing uses it any more.
-        unsafe { libyaml::yaml_parser_delete(self.parser.as_mut_ptr()) }
+        unsafe { unsafe_libyaml::yaml_parser_delete(self.parser.as_mut_ptr()) }
     }
 }
 
 /// # Safety
 /// `anchor` is null or a string that ends with NUL.
 unsafe fn name(anchor: *const u8) -> Option<Vec<u8>> {
+    if anchor.is_null() {
+        return None;
+    }
     // SAFETY: as the caller says.
-    (!anchor.is_null()).then(|| {
-        unsafe { std::ffi::CStr::from_ptr(anchor.cast()) }
-            .to_bytes()
-            .to_vec()
-    })
+    let name = unsafe { std::ffi::CStr::from_ptr(anchor.cast()) };
+    Some(name.to_bytes().to_vec())
 }
 
 /// Parses a file of a type whose `format` is a number; `path` only helps to guess what it is instead.

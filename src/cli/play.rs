@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 
 use super::Ended;
+use super::input::BagLimits;
 use super::numbers::within;
 
 /// The program that publishes, beside this one.
@@ -60,6 +61,8 @@ pub struct Args {
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub limits: BagLimits,
 }
 
 fn parse_pause(text: &str) -> Result<f64, String> {
