@@ -571,11 +571,17 @@ impl Builder {
                     0.1,
                 );
             });
-            if trees > 0.0 && self.rng.chance(0.75) {
-                let gap = self.rng.range64(7.0, 16.0) / trees;
+            if trees > 0.0 && self.rng.chance(0.8) {
+                let gap = self.rng.range64(6.0, 14.0) / trees;
+                let reach = self.rng.range(1.5, 3.2);
                 row(self, gap, 0.7, &mut |b, at| {
-                    if b.rng.chance(0.8) {
-                        b.tree(at, 1.9);
+                    if b.rng.chance(0.85) {
+                        b.tree(at, reach);
+                    }
+                    // What grows in the bed around the trunk.
+                    if b.rng.chance(0.2) {
+                        let model = models::bush(&mut b.rng);
+                        b.thing(model, at.ahead(1.2, 0.0, 0.0), 0.0);
                     }
                 });
             }
@@ -654,8 +660,12 @@ impl Builder {
                     self.rng.range64(9.0, 26.0),
                     self.rng.range64(9.0, 16.0),
                     self.rng.range64(5.5, 24.0),
-                    self.rng.range64(0.0, 0.8),
-                    0.12,
+                    if self.rng.chance(0.3) {
+                        self.rng.range64(2.0, 6.0)
+                    } else {
+                        self.rng.range64(0.0, 0.8)
+                    },
+                    0.15,
                 ),
                 Frontage::Houses => (
                     self.rng.range64(7.0, 13.0),
@@ -685,7 +695,7 @@ impl Builder {
                     0.0,
                 );
             }
-            if style == Frontage::Houses {
+            if style == Frontage::Houses || set_back > 1.9 && style == Frontage::Town {
                 self.front_garden(road, side, s, length, set_back);
             }
             s += length
@@ -703,9 +713,11 @@ impl Builder {
     fn yard(&mut self, at: impl Fn(f64, f64) -> Planar, length: f64, inward: f64) {
         match self.rng.weighted(&[0.62, 0.2, 0.18]) {
             0 => {
-                for _ in 0..self.rng.count(2, 7) {
-                    let spot = at(self.rng.range64(0.0, length), self.rng.range64(1.5, 25.0));
-                    if self.rng.chance(0.55) {
+                for _ in 0..self.rng.count(4, 14) {
+                    // Denser towards the street.
+                    let out = 1.0 + 26.0 * self.rng.range64(0.0, 1.0).powi(2);
+                    let spot = at(self.rng.range64(0.0, length), out);
+                    if self.rng.chance(0.5) {
                         self.tree(spot, 3.2);
                     } else {
                         let model = models::bush(&mut self.rng);
@@ -775,7 +787,7 @@ impl Builder {
             self.thing(model, at, 0.0);
         }
         if set_back > 2.5 {
-            for _ in 0..self.rng.count(0, 4) {
+            for _ in 0..self.rng.count(1, 7) {
                 let at = road.curve.at(
                     s + self.rng.range64(0.5, length),
                     side * (line + self.rng.range64(1.6, set_back)),
@@ -908,8 +920,8 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
             _ => [0.0; 2],
         },
         parked: match kind {
-            SceneKind::Urban => rng.range(0.15, 0.6),
-            _ => rng.range(0.2, 0.75),
+            SceneKind::Urban => rng.range(0.15, 0.8),
+            _ => rng.range(0.2, 0.92),
         },
         pavement: match kind {
             SceneKind::Urban => rng.range64(2.4, 5.5),
@@ -1023,13 +1035,14 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
 /// Trees, posts, hedges and a few people beside a country road.
 fn country(b: &mut Builder, road: &Road) {
     let wood = b.rng.chance(0.5);
-    let count = (road.along.1 - road.along.0) * if wood { 0.5 } else { 0.12 };
+    let count = (road.along.1 - road.along.0) * if wood { 0.9 } else { 0.25 };
     for _ in 0..count as usize {
         let s = b.rng.range64(road.along.0, road.along.1);
         let side = b.rng.sign();
-        let at = road
-            .curve
-            .at(s, side * (road.kerb(side) + b.rng.range64(2.0, 45.0)));
+        let at = road.curve.at(
+            s,
+            side * (road.kerb(side) + 1.8 + 43.0 * b.rng.range64(0.0, 1.0).powi(2)),
+        );
         match b.rng.weighted(&[0.7, 0.25, 0.05]) {
             0 => {
                 b.tree(at, 3.5);
@@ -1157,12 +1170,12 @@ fn highway(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         s += 4.0;
     }
     for side in [-1.0, 1.0] {
-        let count = (road.along.1 - road.along.0) * b.rng.range64(0.03, 0.3);
+        let count = (road.along.1 - road.along.0) * b.rng.range64(0.06, 0.5);
         for _ in 0..count as usize {
             let s = b.rng.range64(road.along.0, road.along.1);
-            let out = b.rng.range64(2.5, 35.0);
+            let out = 2.0 + 33.0 * b.rng.range64(0.0, 1.0).powi(2);
             let at = road.curve.at(s, side * (road.kerb(side) + out));
-            if b.rng.chance(0.65) {
+            if b.rng.chance(0.5) {
                 b.tree(at, 3.0);
             } else {
                 let model = models::bush(&mut b.rng);
