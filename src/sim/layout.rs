@@ -498,8 +498,14 @@ impl Builder {
                 continue;
             }
             let perpendicular = width > 3.5;
+            // Bays across the kerb, square or slanted.
+            let slant = if self.rng.chance(0.35) {
+                self.rng.sign() * self.rng.range64(0.35, 0.8)
+            } else {
+                0.0
+            };
             let pitch = if perpendicular {
-                self.rng.range64(2.6, 2.9)
+                self.rng.range64(2.6, 2.9) / slant.cos()
             } else {
                 self.rng.range64(5.9, 6.9)
             };
@@ -518,7 +524,7 @@ impl Builder {
                     let half = road.half_lanes() + road.bike;
                     let (along, left, turn) = if perpendicular {
                         let nose_in = if self.rng.chance(0.6) { 0.0 } else { PI };
-                        (s, half + width / 2.0, FRAC_PI_2 * side + nose_in)
+                        (s, half + width / 2.0, FRAC_PI_2 * side + slant + nose_in)
                     } else {
                         let against = if self.rng.chance(0.1) { PI } else { 0.0 };
                         let clearance = self.rng.range64(0.1, 0.35);
@@ -695,7 +701,12 @@ impl Builder {
                     0.0,
                 );
             }
-            if style == Frontage::Houses || set_back > 1.9 && style == Frontage::Town {
+            let garden = match style {
+                Frontage::Houses => true,
+                Frontage::Town => set_back > 1.9,
+                Frontage::Open => self.rng.chance(0.5),
+            };
+            if garden {
                 self.front_garden(road, side, s, length, set_back);
             }
             s += length
@@ -915,8 +926,8 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
             0.0
         },
         parking: match kind {
-            SceneKind::Urban => [strip(rng, 0.7, 0.12), strip(rng, 0.7, 0.12)],
-            SceneKind::Residential => [strip(rng, 0.85, 0.15), strip(rng, 0.85, 0.15)],
+            SceneKind::Urban => [strip(rng, 0.75, 0.16), strip(rng, 0.75, 0.16)],
+            SceneKind::Residential => [strip(rng, 0.9, 0.18), strip(rng, 0.9, 0.18)],
             _ => [0.0; 2],
         },
         parked: match kind {

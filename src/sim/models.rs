@@ -938,7 +938,7 @@ pub(crate) fn tree(rng: &mut Rng, reach: f32) -> Model {
 
 /// A shrub, or tall grass and brambles that most beams enter.
 pub(crate) fn bush(rng: &mut Rng) -> Model {
-    if rng.chance(0.4) {
+    if rng.chance(0.35) {
         let weeds = Material::foliage(rng.range(0.4, 2.5));
         let parts = (0..rng.count(1, 3))
             .map(|_| {
@@ -1182,11 +1182,12 @@ pub(crate) fn bench(rng: &mut Rng) -> Model {
     Model::fitted(parts)
 }
 
-/// Switch cabinet, letter box, planter, advertising column, kiosk: box-like things on pavements.
+/// Switch cabinet, letter box, planter, advertising column, waste container, kiosk: box-like things
+/// on pavements.
 pub(crate) fn street_box(rng: &mut Rng) -> Model {
     let grey = Material::opaque(rng.range(0.2, 0.6));
     let boxed = |x: f32, y: f32, z: f32| Part::cuboid([-x, -y, 0.0], [x, y, z], grey);
-    Model::fitted(match rng.weighted(&[0.35, 0.2, 0.2, 0.15, 0.1]) {
+    Model::fitted(match rng.weighted(&[0.3, 0.18, 0.17, 0.12, 0.08, 0.15]) {
         0 => vec![boxed(
             rng.range(0.3, 0.9),
             rng.range(0.15, 0.25),
@@ -1213,6 +1214,15 @@ pub(crate) fn street_box(rng: &mut Rng) -> Model {
             rng.range(0.5, 0.75),
             grey,
         )],
+        // Waste container on castors.
+        4 => vec![
+            Part::cuboid([-0.65, -0.5, 0.15], [0.65, 0.5, rng.range(1.0, 1.4)], grey),
+            Part::cuboid(
+                [-0.6, -0.4, 0.0],
+                [0.6, 0.4, 0.15],
+                Material::mesh(0.2, 0.1),
+            ),
+        ],
         _ => vec![boxed(
             rng.range(0.8, 1.6),
             rng.range(0.8, 1.4),
