@@ -1,11 +1,11 @@
 """Compares simulated bags with real recordings as a pillar network meets them.
 
-    python training/compare_distributions.py --real ../shared/data --out build/comparison \
+    python training/compare_distributions.py --real DATA --out build/comparison \
         kitti=BAG nuscenes=BAG argoverse=BAG [--before kitti=BAG ...] [--plots docs/plots]
 
-For each real set a simulated bag of a like sensor: hdl64, hdl32, vlp32x64. The measures go to
-`comparison.md` and `comparison.json` in `--out`. Only statistics are made of the recordings, and
-nothing is trained on them: their licences are non-commercial.
+For each real set a simulated bag of a like sensor: hdl64, hdl32, dual64. The measures are printed
+and go to `comparison.json` in `--out`. Only statistics are made of the recordings, and nothing is
+trained on them: their licences are non-commercial.
 """
 
 import argparse
@@ -320,12 +320,82 @@ def measure(frames):
     return result
 
 
+STYLES = {
+    "real": ("real", "#111111", ""),
+    "before": ("simulated, before", "#c2410c", "3 3"),
+    "simulated": ("simulated", "#1d4ed8", "7 3"),
+}
+
+
+def plot(path, title, results, labels, series, y_label, x_label, log=False):
+    """An SVG of one panel a data set; `series(measures)` gives the values over `labels`."""
+    width, height, left, top, gap = 250, 190, 62, 58, 24
+    panels = list(results.items())
+    values = {n: {c: series(m) for c, m in sets.items()} for n, sets in panels}
+    every = [v for sets in values.values() for line in sets.values() for v in line if v is not None]
+    low, high = (max(min(every), 0.5), max(every)) if log else (0.0, max(every) * 1.05)
+    place = (lambda v: np.log(max(v, low) / low) / np.log(high / low)) if log else (lambda v: v / high)
+    total = left + len(panels) * (width + gap)
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{total}" height="{top + height + 62}" '
+        'font-family="sans-serif" font-size="12">',
+        '<rect width="100%" height="100%" fill="white"/>',
+        f'<text x="{left}" y="18" font-size="14" font-weight="bold">{title}</text>',
+        f'<text x="14" y="{top + height / 2}" transform="rotate(-90 14 {top + height / 2})" text-anchor="middle">{y_label}</text>',
+        f'<text x="{left + (total - left) / 2}" y="{top + height + 52}" text-anchor="middle">{x_label}</text>',
+    ]
+    ticks = [t for t in (1, 3, 10, 30, 100, 300, 1000, 3000) if low <= t <= high] if log else np.linspace(0, high, 5)[:-1]
+    for i, (name, _) in enumerate(panels):
+        x0 = left + i * (width + gap)
+        out.append(f'<rect x="{x0}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#999"/>')
+        out.append(f'<text x="{x0 + width / 2}" y="{top - 6}" text-anchor="middle">{name}</text>')
+        for t in ticks:
+            y = top + height * (1 - place(t))
+            out.append(f'<line x1="{x0}" x2="{x0 + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+            if i == 0:
+                out.append(f'<text x="{x0 - 5}" y="{y + 4:.1f}" text-anchor="end">{t:.3g}</text>')
+        xs = [x0 + width * (k + 0.5) / len(labels) for k in range(len(labels))]
+        for x, label in zip(xs, labels):
+            out.append(f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle" font-size="10">{label}</text>')
+        for c, line in values[name].items():
+            _, colour, dash = STYLES[c]
+            at = [(x, top + height * (1 - place(v))) for x, v in zip(xs, line) if v is not None]
+            way = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+            out.append(f'<polyline points="{way}" fill="none" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>')
+            out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}"/>' for x, y in at]
+    shown = [c for c in STYLES if any(c in sets for sets in results.values())]
+    for k, c in enumerate(shown):
+        label, colour, dash = STYLES[c]
+        x = left + 190 * k
+        out.append(f'<line x1="{x}" x2="{x + 34}" y1="34" y2="34" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/>')
+        out.append(f'<text x="{x + 40}" y="38">{label}</text>')
+    path.write_text("\n".join(out) + "\n</svg>\n")
+
+
+def draw(results, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    over = [f"{a}-{b} m" for a, b in RANGES]
+    plot(
+        folder / "simulator_car_returns.svg", "Returns of a car against its range (median)", results, over,
+        lambda m: [m.get(f"CAR returns, 50 %, {a} to {b} m") for a, b in RANGES],
+        "returns", "distance", log=True)
+    plot(
+        folder / "simulator_car_depth.svg", "Where a car's returns lie in its labelled box", results,
+        [f"{10 * k - 10}" for k in range(10)], lambda m: m["_car_depths"],
+        "share of the returns", "centimetres inwards from the nearest side (bins of 10 cm)")
+    plot(
+        folder / "simulator_ground.svg", "Unevenness of the ground: spread of the mean height of flat pillars", results,
+        over, lambda m: [m.get(f"spread of ground pillars {a} to {b} m") for a, b in RANGES],
+        "standard deviation, m", "distance")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("simulated", nargs="+")
     parser.add_argument("--before", nargs="*", default=[])
     parser.add_argument("--real", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--plots", type=Path, help="folder for SVG plots")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results = {}
@@ -334,18 +404,16 @@ def main():
         "nuscenes": lambda: nuscenes(args.real / "nuscenes_keyframes"),
         "argoverse": lambda: bag(args.real / "argoverse1_drive", 4),
     }
-    cache = args.out / "real.json"
-    real = json.loads(cache.read_text()) if cache.exists() else {}
     for entry in args.simulated:
         name, path = entry.split("=")
         before = dict(e.split("=") for e in args.before).get(name)
-        if name not in real:
-            real[name] = measure(readers[name]())
-        results[name] = {"real": real[name], "simulated": measure(bag(Path(path)))}
+        results[name] = {"real": measure(readers[name]())}
         if before:
             results[name]["before"] = measure(bag(Path(before)))
-    cache.write_text(json.dumps(real))
+        results[name]["simulated"] = measure(bag(Path(path)))
     (args.out / "comparison.json").write_text(json.dumps(results, indent=1))
+    if args.plots:
+        draw(results, args.plots)
     for name, sets in results.items():
         columns = [c for c in ("real", "before", "simulated") if c in sets]
         counts = ", ".join(f"{sets[c]['frames']} {c}" for c in columns)

@@ -77,9 +77,9 @@ impl Model {
 ///
 /// Some are dull and dusty, some freshly polished or wet.
 fn paint(rng: &mut Rng) -> Material {
-    let (low, high) = [(0.55, 0.85), (0.3, 0.5), (0.04, 0.1), (0.15, 0.6)]
+    let (low, high) = [(0.55, 0.85), (0.3, 0.5), (0.05, 0.12), (0.15, 0.6)]
         [rng.weighted(&[0.3, 0.27, 0.25, 0.18])];
-    Material::paint(rng.range(low, high), rng.range(0.05, 0.8))
+    Material::paint(rng.range(low, high), rng.range(0.0, 0.7))
 }
 
 fn wheel(parts: &mut Vec<Part>, x: f32, half_width: f32, radius: f32, thickness: f32) {

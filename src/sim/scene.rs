@@ -170,7 +170,7 @@ pub(crate) struct Actor {
 /// A labelled object as one sweep sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimTruth {
-    /// In `base_link`: tight around the object whether seen or not.
+    /// In `base_link`: around the whole object, seen or not, a few centimetres wider at each side.
     pub bbox: Box3d,
     pub class: ObjectClass,
     /// The same object keeps its number through the scene.
@@ -335,6 +335,7 @@ impl Scene {
         self.config.sweeps
     }
 
+    /// The unit that this scene was given of the configured type.
     pub fn sensor(&self) -> &Sensor {
         &self.config.sensor
     }

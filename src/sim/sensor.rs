@@ -120,7 +120,7 @@ impl Sensor {
             *elevation += spread * rng.normal().clamp(-2.0, 2.0);
         }
         unit.elevations.sort_by(f32::total_cmp);
-        unit.reach *= rng.range(0.65, 1.25);
+        unit.reach *= rng.range(0.7, 1.3);
         let (noise, dropout) = (rng.range(0.7, 1.3), rng.range(0.0, 1.0).powi(2));
         if let Ok(kind) = Self::preset(&self.name) {
             if self.range_noise == kind.range_noise {
