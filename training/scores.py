@@ -2,30 +2,52 @@
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from data import View
 from model import CLASSES
 
 
-def decode(outputs, grid, threshold=0.05, keep=300):
-    """Peaks of every frame, best first: arrays of class, score, x, y, yaw, vx, vy.
+def decode(outputs, grid, threshold=0.05, keep=500, circle=0.5, overlap=0.1):
+    """Boxes of every frame, best first: arrays of class, score, x, y, yaw, vx, vy.
 
-    As deployed, a cell stands for its best class alone. Overlapping boxes stay, though: this is to
-    see how training went, and `centerpoint_ptq evaluate` has the last word.
+    As deployed: a cell stands for its best class alone, and of boxes that are near each other or
+    overlap the best stays. Only overlap is rougher here, as between parallel boxes:
+    `centerpoint_ptq evaluate` has the last word.
     """
-    p = torch.sigmoid(outputs[0].float())
-    p = p * (p == F.max_pool2d(p, 3, 1, 1)) * (p == p.amax(1, keepdim=True))
-    b, c, h, w = p.shape
-    score, index = p.reshape(b, -1).topk(keep)
-    cell = grid.pillar * grid.downsample
-    label, y, x = index // (h * w), index % (h * w) // w, index % w
+    best, label = torch.sigmoid(outputs[0].float()).max(1)
+    b, h, w = best.shape
+    score, index = best.flatten(1).topk(keep)
+    label, y, x = label.flatten(1).gather(1, index), index // w, index % w
     maps = torch.cat([o.float() for o in outputs[1:]], 1).flatten(2)
-    at = maps.gather(2, (y * w + x)[:, None].expand(-1, maps.shape[1], -1))
+    at = maps.gather(2, index[:, None].expand(-1, maps.shape[1], -1))
+    cell = grid.pillar * grid.downsample
+    x, y = (x + at[:, 0]) * cell + grid.min[0], (y + at[:, 1]) * cell + grid.min[1]
     yaw = -torch.atan2(at[:, 6], at[:, 7]) - np.pi / 2
-    rows = torch.stack([label, score, (x + at[:, 0]) * cell + grid.min[0], (y + at[:, 1]) * cell + grid.min[1],
-                        yaw, at[:, 8], at[:, 9]], 2).cpu().numpy()
-    return [r[r[:, 1] > threshold] for r in rows]
+    width, length = at[:, 3].exp(), at[:, 4].exp()
+
+    dx, dy, turn = (v[:, None, :] - v[:, :, None] for v in (x, y, yaw))
+    c, s = yaw.cos()[:, :, None], yaw.sin()[:, :, None]
+    along, across = c * dx + s * dy, c * dy - s * dx
+    crosswise = turn.sin().abs() > turn.cos().abs()
+    other = [torch.where(crosswise, p[:, None, :], q[:, None, :]) for p, q in ((width, length), (length, width))]
+    shared = 1
+    for way, mine, its in ((along, length, other[0]), (across, width, other[1])):
+        mine = mine[:, :, None]
+        low, high = torch.maximum(-mine / 2, way - its / 2), torch.minimum(mine / 2, way + its / 2)
+        shared = shared * (high - low).clamp(min=0)
+    area = length * width
+    beats = (dx**2 + dy**2 < circle**2) | (shared > overlap * (area[:, :, None] + area[:, None, :] - shared))
+
+    rows = torch.stack([label, score, x, y, yaw, at[:, 8], at[:, 9]], 2).cpu().numpy()
+    beats, counts = beats.cpu().numpy(), (score > threshold).sum(1).tolist()
+    found = []
+    for r, beat, n in zip(rows, beats, counts):
+        stays = np.ones(n, bool)
+        for k in range(n):
+            if stays[k]:
+                stays[k + 1 :] &= ~beat[k, k + 1 : n]
+        found.append(r[:n][stays])
+    return found
 
 
 def matches(detections, boxes, near):
