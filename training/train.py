@@ -221,6 +221,8 @@ def main():
                     except (OSError, RuntimeError) as error:  # a disk that is full for a while costs no training
                         print(f"no checkpoint written: {error}", flush=True)
         sweeps = len(training.sweeps)
+    if started is None:
+        raise SystemExit("nothing was learnt: no data came in the time there was")
     keep()
     seconds = time.time() - began
     print(f"{step} steps, {sweeps} sweeps, {seconds:.0f} s", flush=True)
