@@ -538,6 +538,26 @@ fn a_bag_of_a_million_files_is_refused_and_a_file_counts_once() {
 }
 
 #[test]
+fn topics_of_any_number_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_mcap(&folder.path().join("a_0.mcap"), None, &[(1, vec![1])]);
+    let tight = Limits {
+        topics: 0,
+        ..Limits::default()
+    };
+    for _ in 0..2 {
+        let error = Reader::open_with(folder.path(), &tight)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("1 topics") && error.contains("--max-bag-topics"),
+            "{error}"
+        );
+        metadata(folder.path(), &["a_0.mcap"], 1);
+    }
+}
+
+#[test]
 fn counts_that_overflow_are_counts_that_the_files_contradict() {
     let folder = tempfile::tempdir().unwrap();
     write_mcap(&folder.path().join("a_0.mcap"), None, &[(1, vec![1])]);
