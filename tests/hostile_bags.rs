@@ -726,6 +726,24 @@ fn a_row_is_no_longer_than_its_file_and_its_limit() {
     assert_eq!(messages.len(), 1);
     assert_eq!(excess(&errors).claimed, Some(3_000_000));
     assert_eq!(all(&path, &Limits::default()).0.len(), 2);
+    // A file that was cut off is read without SQLite.
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute("INSERT INTO messages VALUES(8, 1, 8, zeroblob(50000))", [])
+        .unwrap();
+    drop(db);
+    let file = File::options().write(true).open(&path).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(length - 100).unwrap();
+    let longest = |limits: &Limits| {
+        let (messages, errors) = all(&path, limits);
+        assert!(
+            matches!(errors.last(), Some(BagError::SqliteCut { .. })),
+            "{errors:?}"
+        );
+        messages.iter().map(|message| message.data.len()).max()
+    };
+    assert_eq!(longest(&Limits::default()), Some(3_000_000));
+    assert!(longest(&tight) < Some(MB as usize));
 }
 
 #[test]

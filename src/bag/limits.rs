@@ -174,7 +174,7 @@ const FILE_BASE: u64 = 256 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     pub limits: Limits,
-    bag: PathBuf,
+    pub bag: PathBuf,
     most: u64,
     spent: Arc<AtomicU64>,
 }

@@ -722,16 +722,10 @@ fn open_all<'a>(
             Err(error) => errors.push(error),
         }
     }
-    if let Some(first) = errors.first() {
-        let path = match first {
-            BagError::Io { path, .. } | BagError::Magic { path, .. } => path.clone(),
-            _ => PathBuf::from("the bag"),
-        };
-        if good == 0 {
-            return Err(errors.remove(0));
-        }
-        warn_all(&path, &errors);
+    if good == 0 && !errors.is_empty() {
+        return Err(errors.remove(0));
     }
+    warn_all(&budget.bag, &errors);
     Ok(())
 }
 
