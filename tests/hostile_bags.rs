@@ -538,6 +538,26 @@ fn a_bag_of_a_million_files_is_refused_and_a_file_counts_once() {
 }
 
 #[test]
+fn topics_of_any_number_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_mcap(&folder.path().join("a_0.mcap"), None, &[(1, vec![1])]);
+    let tight = Limits {
+        topics: 0,
+        ..Limits::default()
+    };
+    for _ in 0..2 {
+        let error = Reader::open_with(folder.path(), &tight)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("1 topics") && error.contains("--max-bag-topics"),
+            "{error}"
+        );
+        metadata(folder.path(), &["a_0.mcap"], 1);
+    }
+}
+
+#[test]
 fn counts_that_overflow_are_counts_that_the_files_contradict() {
     let folder = tempfile::tempdir().unwrap();
     write_mcap(&folder.path().join("a_0.mcap"), None, &[(1, vec![1])]);
@@ -706,6 +726,24 @@ fn a_row_is_no_longer_than_its_file_and_its_limit() {
     assert_eq!(messages.len(), 1);
     assert_eq!(excess(&errors).claimed, Some(3_000_000));
     assert_eq!(all(&path, &Limits::default()).0.len(), 2);
+    // A file that was cut off is read without SQLite.
+    let db = rusqlite::Connection::open(&path).unwrap();
+    db.execute("INSERT INTO messages VALUES(8, 1, 8, zeroblob(50000))", [])
+        .unwrap();
+    drop(db);
+    let file = File::options().write(true).open(&path).unwrap();
+    let length = file.metadata().unwrap().len();
+    file.set_len(length - 100).unwrap();
+    let longest = |limits: &Limits| {
+        let (messages, errors) = all(&path, limits);
+        assert!(
+            matches!(errors.last(), Some(BagError::SqliteCut { .. })),
+            "{errors:?}"
+        );
+        messages.iter().map(|message| message.data.len()).max()
+    };
+    assert_eq!(longest(&Limits::default()), Some(3_000_000));
+    assert!(longest(&tight) < Some(MB as usize));
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub struct Limits {
     pub index_bytes: u64,
     /// Files of a bag.
     pub files: usize,
+    /// Topics of a bag.
+    pub topics: usize,
     /// Whether a link in a bag's folder may lead out of it. Whoever sends a bag decides what lies in its
     /// folder, and whoever reads it may be allowed to read more.
     pub follow_links: bool,
@@ -48,6 +50,7 @@ impl Default for Limits {
             expansion: 64,
             index_bytes: 1 << 30,
             files: 20_000,
+            topics: 1 << 16,
             follow_links: false,
             stop: None,
         }
@@ -66,6 +69,7 @@ pub enum Limit {
     FileExpansion,
     Index,
     Files,
+    Topics,
 }
 
 impl Limit {
@@ -78,6 +82,7 @@ impl Limit {
             Limit::Expansion | Limit::FileExpansion => "--max-expansion",
             Limit::Index => "--max-index-mb",
             Limit::Files => "--max-bag-files",
+            Limit::Topics => "--max-bag-topics",
         }
     }
 
@@ -89,7 +94,7 @@ impl Limit {
             Limit::File | Limit::FileExpansion => "a packed file",
             Limit::Expansion => "what is unpacked of the bag in one pass",
             Limit::Index => "the list of what is to be read",
-            Limit::Files => "the bag",
+            Limit::Files | Limit::Topics => "the bag",
         }
     }
 }
@@ -113,6 +118,7 @@ impl std::fmt::Display for Excess {
         let (what, option) = (limit.what(), limit.option());
         let unit = match limit {
             Limit::Files => "files",
+            Limit::Topics => "topics",
             _ => "bytes",
         };
         match claimed {
@@ -141,6 +147,7 @@ impl Limits {
             Limit::Expansion | Limit::FileExpansion => self.expansion,
             Limit::Index => self.index_bytes,
             Limit::Files => self.files as u64,
+            Limit::Topics => self.topics as u64,
         }
     }
 
@@ -167,7 +174,7 @@ const FILE_BASE: u64 = 256 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Budget {
     pub limits: Limits,
-    bag: PathBuf,
+    pub bag: PathBuf,
     most: u64,
     spent: Arc<AtomicU64>,
 }
@@ -182,6 +189,12 @@ impl Budget {
             most: most.saturating_add(BASE),
             spent: Arc::default(),
         }
+    }
+
+    /// Counts a chunk that is about to be read. The smallest takes its time, too.
+    pub fn spend_chunk(&self, packed: u64, unpacked: u64) -> Result<(), BagError> {
+        const LEAST: u64 = 4096;
+        self.spend(packed.saturating_add(unpacked).max(LEAST))
     }
 
     /// Counts bytes that were unpacked, or are about to be.

@@ -644,7 +644,6 @@ impl McapFile {
                 claimed: Some(available),
             }));
         }
-        self.budget.spend(available)?;
         let cut = self.cut_at == Some(offset);
         let body = self.read_body(offset + FRAME, length)?;
         let chunk = match records::chunk_header(&body) {
@@ -652,10 +651,13 @@ impl McapFile {
                 let size = header.uncompressed_size;
                 let checked = self.budget.limits.check(Limit::Chunk, size);
                 checked.map_err(|excess| self.beyond(excess))?;
-                self.budget.spend(size)?;
+                self.budget.spend_chunk(available, size)?;
                 unpack(&header)
             }
-            Err(reason) => Err(reason),
+            Err(reason) => {
+                self.budget.spend_chunk(available, 0)?;
+                Err(reason)
+            }
         };
         match chunk {
             Ok(chunk) => Ok(Chunk { cut, ..chunk }),

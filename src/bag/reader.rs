@@ -152,7 +152,9 @@ impl BagError {
     pub(super) fn is_fatal(&self) -> bool {
         match self {
             BagError::Stopped(_) => true,
-            BagError::Limit { excess, .. } => excess.limit == Limit::Expansion,
+            BagError::Limit { excess, .. } => {
+                matches!(excess.limit, Limit::Expansion | Limit::Topics)
+            }
             _ => false,
         }
     }
@@ -430,6 +432,7 @@ impl Reader {
                 },
             );
         }
+        check_topics(folder, topics.len(), limits)?;
         // What the files say of themselves, where all of them do, is what can be read.
         let counts = files.iter().map(|file| looks.get(file)?.count);
         let in_files = sum(counts);
@@ -487,6 +490,7 @@ impl Reader {
     }
 
     fn from_files(path: &Path, files: Vec<PathBuf>, limits: &Limits) -> Result<Self, BagError> {
+        let bag = path;
         let size = size_of(&files);
         let budget = Budget::new(path, size, limits);
         let mut topics = BTreeMap::new();
@@ -496,6 +500,7 @@ impl Reader {
             for topic in file.topics()? {
                 merge(&mut topics, topic);
             }
+            check_topics(bag, topics.len(), limits)?;
             if let Some((start, end)) = file.times() {
                 times = Some(times.map_or((start, end), |t| (t.0.min(start), t.1.max(end))));
             }
@@ -612,6 +617,14 @@ fn check_count(bag: &Path, files: usize, limits: &Limits) -> Result<(), BagError
     })
 }
 
+fn check_topics(bag: &Path, topics: usize, limits: &Limits) -> Result<(), BagError> {
+    let checked = limits.check(Limit::Topics, topics as u64);
+    checked.map_err(|excess| BagError::Limit {
+        path: bag.to_owned(),
+        excess,
+    })
+}
+
 /// Refuses files of a bag that are links out of its folder, unless those are to be followed.
 fn check_links(folder: &Path, files: &[PathBuf], limits: &Limits) -> Result<(), BagError> {
     if limits.follow_links {
@@ -709,16 +722,10 @@ fn open_all<'a>(
             Err(error) => errors.push(error),
         }
     }
-    if let Some(first) = errors.first() {
-        let path = match first {
-            BagError::Io { path, .. } | BagError::Magic { path, .. } => path.clone(),
-            _ => PathBuf::from("the bag"),
-        };
-        if good == 0 {
-            return Err(errors.remove(0));
-        }
-        warn_all(&path, &errors);
+    if good == 0 && !errors.is_empty() {
+        return Err(errors.remove(0));
     }
+    warn_all(&budget.bag, &errors);
     Ok(())
 }
 

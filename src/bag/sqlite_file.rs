@@ -353,10 +353,11 @@ impl SqliteFile {
     fn salvaged(&mut self, id: i64) -> Option<RawMessage> {
         let Salvage { pages, rows } = self.salvage.as_mut()?;
         let row = rows.get(&id)?;
+        let most = self.budget.limits.message_bytes;
         Some(RawMessage {
             topic: self.wanted.get(&row.topic)?.clone(),
             log_time: row.time,
-            data: pages.data(row).ok()??,
+            data: pages.data(row, most).ok()??,
         })
     }
 

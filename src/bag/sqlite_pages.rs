@@ -99,14 +99,14 @@ impl Pages {
         Ok(())
     }
 
-    /// The data of a row that was found; `None` where not all of it is there.
-    pub fn data(&mut self, row: &FoundRow) -> io::Result<Option<Vec<u8>>> {
+    /// The data of a row that was found; `None` where not all of it is there, or it has more than `most` bytes.
+    pub fn data(&mut self, row: &FoundRow, most: u64) -> io::Result<Option<Vec<u8>>> {
         let bytes = self.page(row.page)?;
         let Some(row) = parse_cell(&bytes, row.cell, self.usable) else {
             return Ok(None);
         };
         // No message is longer than the file it lies in.
-        if row.total as u64 > self.len {
+        if row.total as u64 > self.len.min(most) {
             return Ok(None);
         }
         let mut data = row.local.to_vec();

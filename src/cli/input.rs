@@ -85,6 +85,9 @@ pub struct BagLimits {
     /// Most files of a bag [default: 20000]
     #[arg(long, value_name = "N", help_heading = BAG_LIMITS)]
     pub max_bag_files: Option<usize>,
+    /// Most topics of a bag [default: 65536]
+    #[arg(long, value_name = "N", help_heading = BAG_LIMITS)]
+    pub max_bag_topics: Option<usize>,
     /// Follow links in a bag's folder that lead out of it
     #[arg(long, help_heading = BAG_LIMITS)]
     pub follow_links: bool,
@@ -103,6 +106,7 @@ impl BagLimits {
             expansion: self.max_expansion.unwrap_or(default.expansion),
             index_bytes: bytes(self.max_index_mb, default.index_bytes),
             files: self.max_bag_files.unwrap_or(default.files),
+            topics: self.max_bag_topics.unwrap_or(default.topics),
             follow_links: self.follow_links,
             stop: None,
         }
