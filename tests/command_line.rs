@@ -878,7 +878,7 @@ fn a_model_beyond_the_bound_is_refused_by_name_size_and_option() {
             "--out",
             "boxes.json",
         ],
-        &["bench", "--model", demo],
+        &["bench", "--model", demo, "--bag", "absent"],
     ] {
         let arguments = [command, &["--max-model-mb", "4"]].concat();
         let output = tool(folder.path(), &arguments);
