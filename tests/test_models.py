@@ -169,7 +169,7 @@ def test_a_store_that_cannot_be_written_can_be_read(store, variants):
     (store.folder / "lock").unlink()
     (store.folder / "lock").mkdir()
     (model,) = store.ids()
-    for change in (["add", second], ["activate", model, "--node", NODE], ["remove", model]):
+    for change in (["add", second], ["activate", model, "--node", NODE, "--unjudged"], ["remove", model]):
         assert str(store.folder / "lock") in store.run(*change, code=1)
     assert store.ids() == [model]
 

@@ -148,6 +148,17 @@ fn chunks<const N: usize>(raw: &[u8]) -> Result<impl Iterator<Item = [u8; N]>, S
     Ok(whole.iter().copied())
 }
 
+/// Bytes of one value of an element type as raw data, where that is known here.
+pub(super) fn bytes_each(element_type: i32) -> Option<u64> {
+    match element_type {
+        data_type::UINT8 | data_type::INT8 | data_type::BOOL => Some(1),
+        data_type::FLOAT16 | data_type::BFLOAT16 => Some(2),
+        data_type::FLOAT | data_type::INT32 => Some(4),
+        data_type::INT64 | data_type::DOUBLE => Some(8),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -176,16 +187,5 @@ mod tests {
         assert!(t.to_f32().is_err());
         t.raw_data = Some(vec![0; 7]);
         assert!(t.to_f32().is_err());
-    }
-}
-
-/// Bytes of one value of an element type as raw data, where that is known here.
-pub(super) fn bytes_each(element_type: i32) -> Option<u64> {
-    match element_type {
-        data_type::UINT8 | data_type::INT8 | data_type::BOOL => Some(1),
-        data_type::FLOAT16 | data_type::BFLOAT16 => Some(2),
-        data_type::FLOAT | data_type::INT32 => Some(4),
-        data_type::INT64 | data_type::DOUBLE => Some(8),
-        _ => None,
     }
 }

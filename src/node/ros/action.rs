@@ -25,10 +25,12 @@ use super::{NodeError, Spinner, async_runtime, beside, create_node, entity, lock
 use super::{messages, parameters, publish_rosout, publisher, subscribe, until_end};
 use crate::calibration::ModelStore;
 use crate::calibration::buffer::CALIBRATION_TOPIC;
+use crate::files;
 use crate::node::calibrator::{self, Input, Job, JobError, Progress};
 use crate::node::reach::ReachError;
 use crate::node::settings::{Settings, SettingsError, Value, ros_home};
 use crate::node::status::Outcome;
+use crate::onnx::limit;
 use crate::ptq::recipe::Recipe;
 
 /// How long the node may take to say whether it does what it is asked to.
@@ -49,6 +51,7 @@ pub fn run() -> Result<(), NodeError> {
     let (settings, own) = {
         let given = lock(&node.params);
         let settings = parameters::read_some(&given, &OWN)?;
+        limit::set_mb(settings.model_max_mb as u64);
         (
             settings,
             Own::read(&given, &node.namespace().unwrap_or_default())?,
@@ -527,7 +530,8 @@ async fn raised(mut flag: watch::Receiver<bool>) {
 
 fn read_files(folder: &Path, names: Vec<String>) -> std::io::Result<Vec<ModelFile>> {
     let read = |name: String| {
-        let data = std::fs::read(folder.join(&name))?;
+        let file = files::open_no_link(&folder.join(&name), limit::bytes())?;
+        let data = files::read_open(file, limit::bytes())?;
         Ok(ModelFile { name, data })
     };
     names.into_iter().map(read).collect()
