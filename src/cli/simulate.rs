@@ -15,7 +15,7 @@ use crate::sim::{ObjectClass, Plan, SceneKind, Sensor, SimError, write_bag};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// vlp16, hdl32, hdl64, os32, os64, os128, pandar64, vls128, or mixed: another for each scene
+    /// vlp16, vlp32, hdl32, hdl64, dual64, os32, os64, os128, pandar64, vls128, or mixed: another for each scene
     #[arg(long, default_value = "os64")]
     sensor: String,
     /// Sweeps to write
