@@ -802,3 +802,95 @@ fn a_file_is_not_put_in_the_place_of_a_device() {
         assert!(boxes[at(i).to_string()].is_array(), "{boxes}");
     }
 }
+
+#[test]
+fn outputs_follow_links_and_take_the_place_of_regular_files_only() {
+    use std::os::unix::fs::FileTypeExt;
+    let folder = good_drive();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir(path("real")).unwrap();
+    let pipe = path("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    for (link, target) in [
+        ("link", "real/boxes.json"),
+        ("to_pipe", "pipe"),
+        ("to_null", "/dev/null"),
+    ] {
+        std::os::unix::fs::symlink(target, path(link)).unwrap();
+    }
+    let model = tiny_model();
+    let written = |out: &str| {
+        let arguments = ["detect", "--model", &model, "--bag", "bag", "--out", out];
+        let output = tool(folder.path(), &arguments);
+        assert_eq!(output.status.code(), Some(0), "{out}: {}", said(&output));
+    };
+    // First where the link leads to nothing yet, and then to a file.
+    for _ in 0..2 {
+        written("link");
+        assert!(path("link").is_symlink());
+        assert!(read(folder.path(), "real/boxes.json")[at(0).to_string()].is_array());
+        std::fs::write(path("real/boxes.json"), "old").unwrap();
+    }
+    written("to_null");
+    written("/dev/null");
+    let null = std::fs::metadata("/dev/null").unwrap();
+    assert!(null.file_type().is_char_device());
+    // One reader gets it all, whatever is checked before.
+    for out in ["pipe", "to_pipe"] {
+        let reader = Command::new("cat")
+            .arg(&pipe)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        written(out);
+        let boxes = reader.wait_with_output().unwrap().stdout;
+        let boxes: Value = serde_json::from_slice(&boxes).unwrap();
+        assert!(boxes[at(0).to_string()].is_array(), "{boxes}");
+    }
+    assert!(
+        std::fs::symlink_metadata(&pipe)
+            .unwrap()
+            .file_type()
+            .is_fifo()
+    );
+    assert!(path("to_pipe").is_symlink() && path("to_null").is_symlink());
+}
+
+#[test]
+fn a_model_beyond_the_bound_is_refused_by_name_size_and_option() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+    let demo = demo.to_str().unwrap();
+    for command in [
+        &["inspect", demo][..],
+        &[
+            "detect",
+            "--model",
+            demo,
+            "--bag",
+            "absent",
+            "--out",
+            "boxes.json",
+        ],
+        &["bench", "--model", demo, "--bag", "absent"],
+    ] {
+        let arguments = [command, &["--max-model-mb", "4"]].concat();
+        let output = tool(folder.path(), &arguments);
+        let said = said(&output);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        for part in [
+            "pts_backbone_neck_head.onnx",
+            "5 MB",
+            "4 MB",
+            "--max-model-mb",
+        ] {
+            assert!(said.contains(part), "{said}");
+        }
+    }
+}

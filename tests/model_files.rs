@@ -72,6 +72,14 @@ fn quantize(model: &ModelDescription, out: &Path) -> Report {
     ptq::quantize(model, frames, &lenient(), Target::Cpu, out, &mut Silent).unwrap()
 }
 
+/// Has the report of an INT8 model list its files as they are now.
+fn note_files(made: &Path) {
+    let mut report = Report::load(made).unwrap();
+    report.int8_files = FileRecord::all_of(&ModelDescription::load(made).unwrap()).unwrap();
+    let text = serde_json::to_string(&report).unwrap();
+    fs::write(made.join("report.json"), text).unwrap();
+}
+
 #[test]
 fn weights_beside_the_graph_are_listed_and_weighed() {
     let folder = tempfile::tempdir().unwrap();
@@ -227,6 +235,62 @@ fn a_model_whose_files_are_all_links_into_one_folder_loads() {
 }
 
 #[test]
+fn a_graph_may_be_a_link_to_a_file_elsewhere_and_to_nothing_else() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let model = model_folder(folder.path());
+    let id = load(&model).id().to_owned();
+    // As `colcon build --symlink-install` and Bazel lay out what they install.
+    let (graph, moved) = (model.encoder_path(), elsewhere.path().join("other.onnx"));
+    fs::rename(&graph, &moved).unwrap();
+    std::os::unix::fs::symlink(&moved, &graph).unwrap();
+    assert_eq!(load(&model).id(), id);
+    let files = FileRecord::all_of(&model).unwrap();
+    assert_eq!(load(&model).files(), files);
+    for (target, said) in [("/dev/zero", "a device"), ("/tmp", "a folder")] {
+        fs::remove_file(&graph).unwrap();
+        std::os::unix::fs::symlink(target, &graph).unwrap();
+        let message = refusal(&model);
+        assert!(
+            message.contains(said) && message.contains("encoder.onnx"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn a_model_beyond_all_bounds_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = with_weights_beside(folder.path());
+    for name in ["backbone.onnx", "encoder.onnx.data", "encoder.onnx"] {
+        let path = folder.path().join(name);
+        let before = fs::read(&path).unwrap();
+        // A hole: it takes no room on the disk.
+        let hole = fs::File::options().write(true).open(&path).unwrap();
+        hole.set_len(1 << 40).unwrap();
+        for message in [
+            refusal(&model),
+            FileRecord::all_of(&model).unwrap_err().to_string(),
+            FloatModel::of(&model).unwrap_err().to_string(),
+        ] {
+            for part in [name, "1099512 MB", "1000 MB", "model_max_mb"] {
+                assert!(message.contains(part), "{message}");
+            }
+        }
+        fs::write(&path, before).unwrap();
+    }
+    // Each by itself would do, and together they are too large.
+    for name in ["encoder.onnx.data", "backbone.onnx.data"] {
+        let hole = fs::File::options()
+            .write(true)
+            .open(folder.path().join(name));
+        hole.unwrap().set_len(600_000_000).unwrap();
+    }
+    let message = refusal(&model);
+    assert!(message.contains("1201 MB"), "{message}");
+}
+
+#[test]
 fn weights_that_are_cut_off_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let model = with_weights_beside(folder.path());
@@ -251,7 +315,10 @@ fn a_small_file_that_is_named_again_and_again_does_not_fill_the_memory() {
         let mut graph = before.clone();
         change(&mut graph.graph_mut().initializer);
         fs::write(&path, graph.encode()).unwrap();
-        Model::load(&path).unwrap_err().to_string()
+        // Neither here nor by ONNX Runtime, which would take them all.
+        let said = Model::load(&path).unwrap_err().to_string();
+        assert_eq!(refusal(&model), said);
+        said
     };
     let shape = refused(&|tensors| tensors[0].dims = vec![3]);
     assert!(shape.contains("its shape needs 12"), "{shape}");
@@ -378,6 +445,7 @@ fn a_folder_without_its_weights_is_not_taken_into_the_store() {
     let out = folder.path().join("int8");
     quantize(&float, &out);
     put_weights_beside(&out.join("encoder.onnx"), "encoder.onnx.data");
+    note_files(&out);
     let store = ModelStore::new(folder.path().join("store"), Limits::NONE);
     let whole = store.import(&out).unwrap();
     assert!(whole.folder.join("encoder.onnx.data").is_file());

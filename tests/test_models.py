@@ -63,14 +63,40 @@ def test_a_folder_that_quantize_did_not_write_is_refused(store):
     assert store.ids() == []
 
 
+def test_a_model_that_was_damaged_on_the_way_is_not_taken(store, variants):
+    (folder,) = variants(1)
+    file = folder / "pts_backbone_neck_head.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = store.run("add", folder, code=1)
+    assert file.name in said and "SHA-256" in said and "copy it anew" in said
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize("file", ["../../../outside/pts_voxel_encoder.onnx", "/elsewhere/pts_voxel_encoder.onnx"])
+def test_a_description_that_names_files_elsewhere_is_not_taken(store, variants, file):
+    (folder,) = variants(1)
+    description = folder / "model.yaml"
+    text = description.read_text()
+    assert "file: pts_voxel_encoder.onnx" in text
+    description.write_text(text.replace("file: pts_voxel_encoder.onnx", f"file: {file}"))
+    said = store.run("add", folder, code=1)
+    assert "`encoder.file`" in said and file in said
+    assert store.ids() == [] and not list((store.folder / "incoming").iterdir())
+
+
 def test_a_model_is_activated_for_a_node_and_then_not_removed(store, variants):
     for folder in variants(2):
         store.run("add", folder)
     first, second = store.ids()
     assert "--node" in store.run("activate", first, code=1)
-    store.run("activate", first, "--node", NODE, "--for-model", DEMO)
+    # No node has judged it on what it saw.
+    said = store.run("activate", first, "--node", NODE, "--for-model", DEMO, code=1)
+    assert "has not judged" in said and "--unjudged" in said
+    store.run("activate", first, "--node", NODE, "--for-model", DEMO, "--unjudged")
     # Now there is one node only, and the first digits are enough.
-    store.run("activate", second.split("-")[1][:8])
+    store.run("activate", second.split("-")[1][:8], "--unjudged")
     node = store.state()["nodes"]["vehicle.centerpoint"]
     assert node["runs"] == second and node["good"] == [second, first]
     assert "runs on vehicle.centerpoint" in store.run("list")
@@ -143,7 +169,7 @@ def test_a_store_that_cannot_be_written_can_be_read(store, variants):
     (store.folder / "lock").unlink()
     (store.folder / "lock").mkdir()
     (model,) = store.ids()
-    for change in (["add", second], ["activate", model, "--node", NODE], ["remove", model]):
+    for change in (["add", second], ["activate", model, "--node", NODE, "--unjudged"], ["remove", model]):
         assert str(store.folder / "lock") in store.run(*change, code=1)
     assert store.ids() == [model]
 
@@ -173,7 +199,7 @@ def test_many_processes_change_one_store_at_once(store, variants):
     assert len(ids) == 3 and not list((store.folder / "incoming").iterdir())
     nodes = [f"/node_{i}" for i in range(9)]
     running = [
-        subprocess.Popen(store.command("activate", ids[i % 3], "--node", node), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(store.command("activate", ids[i % 3], "--node", node, "--unjudged"), stderr=subprocess.PIPE, text=True)
         for i, node in enumerate(nodes)
     ]
     assert all(p.wait(600) == 0 for p in running)
@@ -192,13 +218,13 @@ def test_a_store_is_whole_after_kills_at_any_moment(store, variants):
         begin = time.monotonic()
         store.run("add", folder)
         whole = min(whole, time.monotonic() - begin)
-    store.run("activate", store.ids()[0], "--node", NODE)
+    store.run("activate", store.ids()[0], "--node", NODE, "--unjudged")
     killed = 0
     while killed < KILLS:
         ids = store.ids()
         jobs = [("add", chance.choice(folders))]
         if ids:
-            jobs += [("activate", chance.choice(ids)), ("remove", chance.choice(ids))]
+            jobs += [("activate", chance.choice(ids), "--unjudged"), ("remove", chance.choice(ids))]
         process = subprocess.Popen(store.command(*chance.choice(jobs)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0, 1.2 * whole))
         process.send_signal(signal.SIGKILL)

@@ -58,12 +58,19 @@ def bag(request):
     return Path(data) / folder, options
 
 
+def link_files(description, model: Path, folder: Path, parts=("encoder", "backbone")) -> None:
+    """Puts links to a model's ONNX files beside another description of them."""
+    for part in parts:
+        name = description[part]["file"]
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(model / name)
+
+
 def describe(folder: Path, change=lambda d: None) -> Path:
-    """A copy of the demo model's description, changed, that names the original's ONNX files."""
+    """A copy of the demo model's description, changed, with links to the original's ONNX files."""
     d = yaml.safe_load(MODEL.read_text())
     change(d)
-    for part in ("encoder", "backbone"):
-        d[part]["file"] = str(MODEL.parent / d[part]["file"])
+    link_files(d, MODEL.parent, folder)
     path = folder / "model.yaml"
     path.write_text(yaml.safe_dump(d))
     return path
@@ -237,7 +244,7 @@ def test_a_crowd_of_boxes_is_suppressed_like_in_the_reference(
     constant_backbone(maps, tmp_path / "crowd.onnx")
     tiny = ROOT / "tests" / "fixtures" / "tiny"
     d = yaml.safe_load((tiny / "model.yaml").read_text())
-    d["encoder"]["file"] = str(tiny / "encoder.onnx")
+    link_files(d, tiny, tmp_path, ["encoder"])
     d["backbone"]["file"] = "crowd.onnx"
     d["classes"] = ["CAR", "PEDESTRIAN", "BICYCLE"]
     # Maps of 32 x 32 cells of 1.5 m.
@@ -270,8 +277,6 @@ def test_other_features_and_decorations_equal_the_reference(program, bag, tmp_pa
 
     def variant(features, decorations, scale):
         d = yaml.safe_load((tiny / "model.yaml").read_text())
-        for part in ("encoder", "backbone"):
-            d[part]["file"] = str(tiny / d[part]["file"])
         d["points"] = {"features": features, "intensity_scale": scale, "sweeps": 2}
         d["grid"].update(
             decorations=decorations, min=[-32.0, -24.0, -1.0], max=[32.0, 24.0, 3.0],
@@ -286,6 +291,7 @@ def test_other_features_and_decorations_equal_the_reference(program, bag, tmp_pa
     for i, d in enumerate(variants):
         folder = tmp_path / str(i)
         folder.mkdir()
+        link_files(d, tiny, folder)
         model = folder / "model.yaml"
         model.write_text(yaml.safe_dump(d))
         reference = Reference(model)

@@ -1,4 +1,4 @@
-"""Reads simulated bags into compact arrays that training maps into memory.
+"""Reads simulated bags into compact arrays that training loads into memory.
 
 An independent reader of rosbag2 MCAP and of `PointCloud2`: it shares nothing with the Rust code.
 """
@@ -79,14 +79,13 @@ def read_tf(data):
 
 
 def convert(bag, out):
-    """Writes points.npy (int16 [M, 3], base_link), frames.npz (offsets, stamps, poses, boxes) into `out`."""
+    """Writes points.i16 (int16 [M, 3], base_link), frames.npz (offsets, stamps, poses, boxes) into `out`."""
     bag, out = Path(bag), Path(out)
     if (out / "frames.npz").exists():
         return out
     out.mkdir(parents=True, exist_ok=True)
     labels = {int(k): v for k, v in json.loads((bag / "labels.json").read_text()).items()}
     poses, mounts, stamps, offsets, boxes, box_offsets = {}, {}, [], [0], [], [0]
-    pending = []  # static transforms of every scene come before its clouds, poses may come after
     with open(out / "points.i16", "wb") as sink, open(next(bag.glob("*.mcap")), "rb") as source:
         for _, channel, message in make_reader(source).iter_messages():
             if channel.topic in ("/tf", "/tf_static"):
@@ -97,14 +96,17 @@ def convert(bag, out):
                         mounts[child] = m
             elif channel.topic == "/sensing/lidar/top/pointcloud":
                 stamp, frame, cloud = read_cloud(message.data)
-                xyz = np.stack([cloud["x"], cloud["y"], cloud["z"]], 1).astype(np.float32)
-                xyz = xyz[np.isfinite(xyz).all(1)]
-                m = mounts[frame].astype(np.float32)
-                xyz = xyz @ m[:3, :3].T + m[:3, 3]
-                xyz = xyz[(np.abs(xyz[:, :2]) < REACH).all(1)]
-                np.round(xyz / STEP).astype("<i2").tofile(sink)
+                # By columns, which is several times as quick as by rows.
+                given = [cloud[c].astype(np.float32) for c in "xyz"]
+                x, y, z = (m[0] * given[0] + m[1] * given[1] + m[2] * given[2] + m[3]
+                           for m in mounts[frame][:3].astype(np.float32))
+                kept = np.flatnonzero((np.abs(x) < REACH) & (np.abs(y) < REACH) & np.isfinite(z))
+                counts = np.empty((len(kept), 3), "<i2")
+                for k, column in enumerate((x, y, z)):
+                    counts[:, k] = np.round(column[kept] / np.float32(STEP))
+                counts.tofile(sink)
                 stamps.append(stamp)
-                offsets.append(offsets[-1] + len(xyz))
+                offsets.append(offsets[-1] + len(kept))
                 for b in labels[stamp]:
                     velocity = b.get("velocity") or [0.0, 0.0]
                     boxes.append([CLASSES.index(b["label"]), *b["center"], *b["size_lwh"], b["yaw"],

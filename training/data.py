@@ -1,152 +1,352 @@
-"""Frames as the network sees them: pillars, targets, augmentation."""
+"""Batches for training, made on the device that trains.
+
+Sweeps lie in device memory as 16-bit points. A batch joins, augments, pillarizes and decorates them
+and paints the targets there, all frames at once: the host only draws lots and handles boxes, so one
+process keeps a GPU busy. `reference.py` says the same for one frame in plain NumPy.
+"""
+
+import functools
+import queue
+import threading
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
-from bags import Recording
+from bags import STEP, Recording
 from model import CLASSES, Grid
 
+MIN_POINTS = 2  # objects with fewer returns are neither object nor background
 
-def pillarize(points, grid):
-    """Decorated points [M, 9] ordered by pillar, points per pillar, and each pillar's flat cell (y, x).
+
+@dataclass(frozen=True)
+class View:
+    """How a frame is shown: with the sweep before it or not, and flipped, turned, scaled, lifted."""
+
+    two: bool = True
+    flip: tuple = (1, 1)
+    turn: float = 0.0
+    scale: float = 1.0
+    lift: float = 0.0
+
+    @staticmethod
+    def draw(rng, two):
+        """`two` is the chance of the older sweep: the model must also work where ego motion is unknown."""
+        return View(
+            two=rng.random() < two,
+            flip=tuple(rng.choice((-1, 1), 2)),
+            turn=rng.uniform(-np.pi / 4, np.pi / 4),
+            scale=rng.uniform(0.95, 1.05),
+            lift=rng.normal(0, 0.15),  # the mounting height is never known to the centimetre
+        )
+
+    def matrix(self):
+        c, s = np.cos(self.turn), np.sin(self.turn)
+        m = np.eye(4)
+        m[:2, :2] = np.array([[c, -s], [s, c]]) * self.flip
+        m[:3, :3] *= self.scale
+        m[2, 3] = self.lift
+        return m
+
+    def boxes(self, boxes):
+        """Copies of boxes [n, 11], moved as the points are."""
+        m, out = self.matrix(), boxes.astype(np.float64)
+        out[:, 1:4] = out[:, 1:4] @ m[:3, :3].T + m[:3, 3]
+        out[:, 4:7] *= self.scale
+        heading = np.stack([np.cos(out[:, 7]), np.sin(out[:, 7])], 1) @ m[:2, :2].T
+        out[:, 7] = np.arctan2(heading[:, 1], heading[:, 0])
+        out[:, 8:10] = out[:, 8:10] @ m[:2, :2].T
+        return out
+
+
+class Sweeps:
+    """Converted bags (`bags.convert`) in one buffer of device memory, frame by frame."""
+
+    def __init__(self, device, capacity):
+        """`capacity` is in points."""
+        self.device = numbered(device)
+        self.points = torch.empty((capacity, 3), dtype=torch.int16, device=self.device)
+        self.used = 0
+        self.begin, self.length, self.lag, self.from_previous, self.boxes, self.has = [], [], [], [], [], []
+
+    def __len__(self):
+        return len(self.begin)
+
+    def add(self, folder):
+        """Takes a folder in; False, and nothing taken, where the buffer has no room for it."""
+        recording = Recording(folder)
+        n = int(recording.offsets[-1])
+        if self.used + n > len(self.points):
+            return False
+        self.points[self.used : self.used + n] = torch.from_numpy(np.array(recording.points)).to(self.device)
+        for i in range(len(recording)):
+            self.begin.append(self.used + int(recording.offsets[i]))
+            self.length.append(int(recording.offsets[i + 1] - recording.offsets[i]))
+            j = recording.previous(i)
+            self.lag.append(0.0 if j is None else (recording.stamps[i] - recording.stamps[j]) * 1e-9)
+            self.from_previous.append(None if j is None else np.linalg.inv(recording.poses[i]) @ recording.poses[j])
+            boxes = recording.boxes(i)
+            self.boxes.append(boxes)
+            self.has.append(np.isin(np.arange(len(CLASSES)), boxes[boxes[:, 10] >= MIN_POINTS, 0]))
+        self.used += n
+        return True
+
+    def joined(self, picks):
+        """Points [M, 4] (x, y, z, time lag) and frame [M] of picks (index, view), newest sweep of a frame first."""
+        segments, matrices = [], []
+        at = 0
+        for frame, (i, view) in enumerate(picks):
+            m = view.matrix()
+            parts = [(i, 0.0, m)]
+            if view.two and self.lag[i] > 0:
+                parts.append((i - 1, self.lag[i], m @ self.from_previous[i]))
+            for j, lag, matrix in parts:
+                segments.append((self.begin[j] - at, self.length[j], frame))
+                matrices.append([*matrix[:3].reshape(-1), lag])
+                at += self.length[j]
+        segments = self.upload(np.array(segments, np.int64))
+        matrices = self.upload(np.array(matrices, np.float32))
+        which = torch.repeat_interleave(
+            torch.arange(len(segments), device=self.device), segments[:, 1], output_size=at)
+        rows = torch.arange(at, device=self.device) + segments[which, 0]
+        xyz = self.points[rows].float() * STEP
+        m = matrices[which]
+        moved = (m[:, :12].view(-1, 3, 4)[:, :, :3] * xyz[:, None]).sum(2) + m[:, 3:12:4]
+        return torch.cat([moved, m[:, 12:]], 1), segments[which, 2]
+
+    def upload(self, array):
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+    def batch(self, picks, grid):
+        """One batch of picks (index, view): everything that the network and the loss need."""
+        points, frame = self.joined(picks)
+        features, counts, cells = pillarize(points, frame, len(picks), grid)
+        host = host_targets([view.boxes(self.boxes[i]) for i, view in picks],
+                            [view.two and self.lag[i] > 0 for i, view in picks], grid)
+        paint = [self.upload(host[k]) for k in ("place", "sigma")]
+        heat, judged = paint_targets(*paint, host["reach"], len(picks), grid)
+        batch = {k: self.upload(host[k]) for k in ("at", "values", "weight", "label", "two_sweeps")}
+        return batch | {"features": features, "counts": counts, "cells": cells, "heat": heat, "judged": judged,
+                        "frames": len(picks), "objects": host["objects"]}
+
+
+def numbered(device):
+    """The device, a GPU by its number, as other threads have a current one of their own."""
+    device = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
+
+
+@functools.cache
+def constants(device, values):
+    """Numbers as tensors on the device, made once: making one waits for all work there.
+
+    (And division by a tensor is division: by a number, CUDA multiplies with its reciprocal.)
+    """
+    return tuple(torch.tensor(v, device=device) for v in values)
+
+
+def pillarize(points, frame, frames, grid):
+    """Decorated points [M, 9] ordered by frame and pillar, points per pillar, flat cells (frame, y, x).
 
     Keeps the first `max_points` of a pillar in input order, as the deployed code does.
     """
-    low, high = np.float32(grid.min), np.float32(grid.max)
-    inside = np.ones(len(points), bool)
-    for axis in range(3):
-        inside &= (points[:, axis] >= low[axis]) & (points[:, axis] < high[axis])
-    points = points[inside]
-    column, row = (
-        np.minimum(((points[:, axis] - low[axis]) / np.float32(grid.pillar)).astype(np.int32), grid.size - 1)
-        for axis in range(2))
-    # 16-bit keys get NumPy's radix sort.
-    key = (row * grid.size + column).astype(np.uint16 if grid.size <= 256 else np.int32)
-    order = np.argsort(key, kind="stable")
-    key, points = key[order], points[order]
-    cells, start, counts = np.unique(key, return_index=True, return_counts=True)
-    rank = np.arange(len(key)) - np.repeat(start, counts)
-    keep = rank < grid.max_points
-    points, key = points[keep], key[keep]
-    counts = np.minimum(counts, grid.max_points)
-    start = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(np.int64)
-    mean = np.add.reduceat(points[:, :3], start, axis=0) / counts[:, None] if len(start) else points[:0, :3]
-    cells = cells.astype(np.int64)
-    centre = np.stack([cells % grid.size, cells // grid.size], 1).astype(np.float32)
-    centre = (centre + 0.5) * np.float32(grid.pillar) + low[:2]
-    features = np.concatenate(
-        [points, points[:, :3] - np.repeat(mean, counts, 0), points[:, :2] - np.repeat(centre, counts, 0)], 1)
-    return features.astype(np.float32), counts.astype(np.int64), cells
-
-
-def augment(points, boxes, rng):
-    """Flips, turns, scales and shifts points [M, 4] and boxes [n, 11] together."""
-    for axis in (0, 1):
-        if rng.random() < 0.5:
-            points[:, axis] *= -1
-            boxes[:, 1 + axis] *= -1
-            boxes[:, 8 + axis] *= -1
-            boxes[:, 7] = -boxes[:, 7] if axis == 1 else np.pi - boxes[:, 7]
-    angle = rng.uniform(-np.pi / 4, np.pi / 4)
-    c, s = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    for array, x in ((points, 0), (boxes, 1), (boxes, 8)):
-        old = array[:, x].copy()
-        array[:, x] = c * old - s * array[:, x + 1]
-        array[:, x + 1] = s * old + c * array[:, x + 1]
-    boxes[:, 7] += angle
-    scale = rng.uniform(0.95, 1.05)
-    points[:, :3] *= scale
-    boxes[:, 1:7] *= scale
-    boxes[:, 8:10] *= scale
-    # The mounting height is never known to the centimetre.
-    lift = rng.normal(0, 0.15)
-    points[:, 2] += lift
-    boxes[:, 3] += lift
-    return points, boxes
+    device = points.device
+    low, high, pillar = constants(device, (grid.min, grid.max, grid.pillar))
+    outside = frames * grid.size**2
+    inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(1)
+    column, row = ((points[:, :2] - low[:2]) / pillar).int().clamp(max=grid.size - 1).unbind(1)
+    key = torch.where(inside, (frame.int() * grid.size + row) * grid.size + column, outside)
+    # One more point that lies outside: then the last group always holds what is left out.
+    key = torch.cat([key, key.new_full((1,), outside)])
+    key, order = torch.sort(key, stable=True)
+    new = torch.ones_like(key, dtype=torch.bool)
+    new[1:] = key[1:] != key[:-1]
+    start = new.nonzero().squeeze(1)
+    group = new.cumsum(0) - 1
+    rank = torch.arange(len(key), device=device) - start[group]
+    kept = ((rank < grid.max_points) & (key < outside)).nonzero().squeeze(1)
+    counts = start.diff().clamp(max=grid.max_points)
+    cells = key[start[:-1]].long()
+    group, points = group[kept], points[order[kept]]
+    mean = torch.segment_reduce(points[:, :3], "mean", lengths=counts, axis=0, unsafe=True)
+    inside = cells % grid.size**2
+    centre = torch.stack([inside % grid.size, inside // grid.size], 1).float()
+    centre = (centre + 0.5) * pillar + low[:2]
+    features = torch.cat([points, points[:, :3] - mean[group], points[:, :2] - centre[group]], 1)
+    return features, counts, cells
 
 
 def gaussian_radius(length, width, overlap=0.1):
     """CenterPoint's radius (CornerNet's rule): boxes moved by it still overlap by `overlap`. Cells."""
-    b = length + width
-    r1 = (b + np.sqrt(b * b - 4 * length * width * (1 - overlap) / (1 + overlap))) / 2
-    b2 = 2 * b
-    r2 = (b2 + np.sqrt(b2 * b2 - 16 * (1 - overlap) * length * width)) / 2
-    b3 = -2 * overlap * b
-    r3 = (b3 + np.sqrt(b3 * b3 + 16 * overlap * (1 - overlap) * length * width)) / 2
-    return min(r1, r2, r3)
+    total, area = length + width, length * width
+    r1 = (total + np.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
+    r2 = total + np.sqrt(total**2 - 4 * (1 - overlap) * area)
+    r3 = -overlap * total + np.sqrt((overlap * total) ** 2 + 4 * overlap * (1 - overlap) * area)
+    return np.minimum(np.minimum(r1, r2), r3)
 
 
-def targets(boxes, grid, min_points=2):
-    """Heatmaps [classes, h, w], the mask of cells that are judged, and box targets at object centres."""
-    size = grid.size // grid.downsample
-    cell = grid.pillar * grid.downsample
-    heat = np.zeros((len(CLASSES), size, size), np.float32)
-    judged = np.ones((size, size), np.float32)
-    at, values = [], []
-    for b in boxes:
-        x, y = (b[1] - grid.min[0]) / cell, (b[2] - grid.min[1]) / cell
-        if not (0 <= x < size and 0 <= y < size):
-            continue
-        cx, cy = int(x), int(y)
-        radius = max(2, int(gaussian_radius(b[4] / cell, b[5] / cell)))
-        x0, x1, y0, y1 = max(cx - radius, 0), min(cx + radius + 1, size), max(cy - radius, 0), min(cy + radius + 1, size)
-        if b[10] < min_points:  # nothing there that a sensor could see: neither object nor background
-            judged[y0:y1, x0:x1] = 0
-            continue
-        gx, gy = np.arange(x0, x1) - cx, np.arange(y0, y1) - cy
-        sigma = (2 * radius + 1) / 6
-        blob = np.exp(-(gx[None] ** 2 + gy[:, None] ** 2) / (2 * sigma * sigma))
-        patch = heat[int(b[0]), y0:y1, x0:x1]
-        np.maximum(patch, blob, out=patch)
-        theta = -b[7] - np.pi / 2
-        at.append(cy * size + cx)
-        values.append([x - cx, y - cy, b[3], np.log(b[5]), np.log(b[4]), np.log(b[6]),
-                       np.sin(theta), np.cos(theta), b[8], b[9]])
-    for b in boxes:  # a seen object's centre is always judged
-        if b[10] >= min_points:
-            x, y = int((b[1] - grid.min[0]) / cell), int((b[2] - grid.min[1]) / cell)
-            if 0 <= x < size and 0 <= y < size:
-                judged[y, x] = 1
-    return heat, judged, np.array(at, np.int64), np.array(values, np.float32).reshape(-1, 10)
+def host_targets(boxes, two_sweeps, grid):
+    """What there is to paint and to regress for a batch; boxes are few, so NumPy is quick enough.
+
+    Boxes are learned at an object's centre and at the cells around it, as a peak may lie one cell off:
+    AFDet (arXiv 2006.12671) regresses a square around the centre, TTFNet (arXiv 1909.00700) weighs
+    cells by the Gaussian and lets every object count the same.
+    """
+    size, cell = grid.size // grid.downsample, grid.pillar * grid.downsample
+    frame = np.repeat(np.arange(len(boxes)), [len(b) for b in boxes])
+    b = np.concatenate(boxes)
+    where = (b[:, 1:3] - np.array(grid.min[:2])) / cell
+    on_map = ((where >= 0) & (where < size)).all(1)
+    frame, b, where = frame[on_map], b[on_map], where[on_map]
+    centre = where.astype(np.int64)
+    radius = np.maximum(2, gaussian_radius(b[:, 4] / cell, b[:, 5] / cell).astype(np.int64))
+    sigma = (2 * radius + 1) / 6
+    seen = b[:, 10] >= MIN_POINTS
+    place = np.stack([frame, b[:, 0].astype(np.int64), *centre.T, radius, seen], 1)
+    reach = int(radius.max(initial=0))
+
+    frame, b, where, centre, sigma_seen = frame[seen], b[seen], where[seen], centre[seen], sigma[seen]
+    steps = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
+    cells = centre[:, None] + steps  # [n, 9, 2]
+    flat = (frame[:, None] * size + cells[..., 1]) * size + cells[..., 0]
+    middle = np.broadcast_to((steps == 0).all(1), flat.shape)
+    away = ((cells + 0.5 - where[:, None]) ** 2).sum(2)
+    away[middle] -= 2  # the cell of a centre is no neighbour's
+    weight = np.exp(-(steps**2).sum(1) / (2 * sigma_seen[:, None] ** 2))
+    owner = np.broadcast_to(np.arange(len(b))[:, None], flat.shape)
+    valid = ((cells >= 0) & (cells < size)).all(2)
+    flat, away, weight, owner, steps = (
+        a[valid] for a in (flat, away, weight, owner, np.broadcast_to(steps, cells.shape)))
+    # A cell belongs to one object: of those whose centres lie in it, or else beside it, to the nearest.
+    order = np.lexsort((away, flat))
+    first = np.ones(len(flat), bool)
+    first[1:] = flat[order][1:] != flat[order][:-1]
+    taken = order[first]
+    flat, weight, owner, steps = flat[taken], weight[taken], owner[taken], steps[taken]
+    weight = weight / np.bincount(owner, weight, len(b))[owner]
+    theta = -b[:, 7] - np.pi / 2
+    values = np.stack([*(where - centre).T, b[:, 3], *np.log(b[:, [5, 4, 6]]).T, np.sin(theta), np.cos(theta),
+                       b[:, 8], b[:, 9]], 1)[owner]
+    values[:, :2] -= steps
+    label = b[:, 0].astype(np.int64)
+    return {
+        "place": place, "sigma": sigma.astype(np.float32), "reach": reach,
+        "at": flat, "values": values.astype(np.float32), "weight": weight.astype(np.float32), "label": label[owner],
+        "two_sweeps": np.array(two_sweeps, np.float32)[frame][owner],
+        "objects": np.bincount(label, minlength=len(CLASSES)),
+    }
 
 
-class Frames(Dataset):
-    def __init__(self, folders, grid=Grid(), train=True, stride=1):
-        self.recordings = [Recording(f) for f in folders]
-        self.index = [(r, i) for r, rec in enumerate(self.recordings) for i in range(0, len(rec), stride)]
-        self.grid, self.train = grid, train
+def paint_targets(place, sigma, reach, frames, grid):
+    """Heatmaps [frames, classes, h, w] and the mask [frames, h, w] of cells that are judged."""
+    size, device = grid.size // grid.downsample, place.device
+    frame, label, x, y, radius, seen = (c[:, None] for c in place.unbind(1))
+    side = torch.arange(-reach, reach + 1, device=device)
+    dy, dx = (d.reshape(1, -1) for d in torch.meshgrid(side, side, indexing="ij"))
+    i, j = x + dx, y + dy
+    inside = (dx.abs() <= radius) & (dy.abs() <= radius) & (i >= 0) & (i < size) & (j >= 0) & (j < size)
+    blob = torch.exp(-(dx**2 + dy**2) / (2 * sigma[:, None] ** 2))
+    # One cell more than there are takes what falls outside of the map or of the patch.
+    heat = torch.zeros(frames * len(CLASSES) * size * size + 1, device=device)
+    at = ((frame * len(CLASSES) + label) * size + j) * size + i
+    at = torch.where(inside & (seen > 0), at, len(heat) - 1)
+    heat.scatter_reduce_(0, at.flatten(), blob.flatten(), "amax")
+    judged = torch.ones(frames * size * size + 1, device=device)
+    at = (frame * size + j) * size + i
+    judged.index_fill_(0, torch.where(inside & (seen == 0), at, len(judged) - 1).flatten(), 0)
+    # A seen object's centre is always judged.
+    judged.index_fill_(0, torch.where(seen > 0, (frame * size + y) * size + x, len(judged) - 1).flatten(), 1)
+    return heat[:-1].view(frames, len(CLASSES), size, size), judged[:-1].view(frames, size, size)
 
-    def __len__(self):
-        return len(self.index)
 
-    def __getitem__(self, k):
-        r, i = self.index[k]
-        rec = self.recordings[r]
-        rng = np.random.default_rng(np.random.SeedSequence([k, torch.initial_seed() % 2**32, torch.randint(2**31, ()).item()]))
-        two = not self.train or rng.random() < 0.6  # the model must also work where ego motion is unknown
-        points, boxes = rec.frame(i, two), rec.boxes(i)
-        has_velocity = bool((points[:, 3] > 0).any()) if len(points) else False
-        if self.train:
-            points, boxes = augment(points, boxes, rng)
-        features, counts, cells = pillarize(points, self.grid)
-        return features, counts, cells, *targets(boxes, self.grid), has_velocity, boxes
+class Training:
+    """Endless batches of random frames, made in a thread of their own beside the step that runs.
 
+    Takes in what appears in `folder` meanwhile, so that training need not wait for all the data.
+    """
 
-def collate(items, grid=Grid()):
-    """Joins frames; every index becomes one into the joined arrays."""
-    names = ("features", "counts", "cells", "heat", "judged", "at", "values", "velocity", "boxes")
-    out = {k: [] for k in names}
-    for b, (features, counts, cells, heat, judged, at, values, velocity, boxes) in enumerate(items):
-        out["features"].append(torch.from_numpy(features))
-        out["counts"].append(torch.from_numpy(counts))
-        out["cells"].append(torch.from_numpy(cells + b * grid.size**2))
-        out["heat"].append(torch.from_numpy(heat))
-        out["judged"].append(torch.from_numpy(judged))
-        out["at"].append(torch.from_numpy(at + b * judged.size))
-        out["values"].append(torch.from_numpy(values))
-        out["velocity"].append(torch.full((len(at),), float(velocity)))
-        out["boxes"].append(torch.from_numpy(boxes))
-    batch = {k: torch.cat(v) for k, v in out.items() if k not in ("heat", "judged", "boxes")}
-    batch["heat"], batch["judged"], batch["boxes"] = torch.stack(out["heat"]), torch.stack(out["judged"]), out["boxes"]
-    return batch
+    # Frames with a class that is in less than this share of them are drawn more often, by the root
+    # of what is missing: repeat factor sampling (LVIS, arXiv 1908.03195).
+    COMMON = 1.0
+
+    def __init__(self, folder, device, grid=Grid(), batch=16, capacity=10**9, two=0.9, seed=0, wanted=1):
+        self.folder, self.grid, self.size, self.two = Path(folder), grid, batch, two
+        self.sweeps = Sweeps(device, capacity)
+        self.rng = np.random.default_rng(seed)
+        self.taken, self.full = set(), False
+        self.sums = np.zeros(0)
+        self.wanted = wanted  # sweeps before the first batch
+        self.ready = queue.Queue(maxsize=3)
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopped.set()
+        while not self.ready.empty():
+            self.ready.get_nowait()
+        self.thread.join()
+
+    def take_in(self, most):
+        """Loads up to `most` folders that are new."""
+        new = [] if self.full else sorted(set(self.folder.glob("train-*")) - self.taken)
+        for folder in new[:most]:
+            self.full = not self.sweeps.add(folder)
+            if self.full:
+                print(f"device memory is full: training goes on with {len(self.sweeps)} sweeps", flush=True)
+                break
+            self.taken.add(folder)
+        if new and len(self.sweeps):
+            has = np.array(self.sweeps.has)
+            repeat = np.sqrt(np.maximum(1, self.COMMON / np.maximum(has.mean(0), 0.01)))
+            self.sums = np.cumsum(np.where(has, repeat, 1).max(1))
+
+    def draw(self):
+        lots = np.searchsorted(self.sums, self.rng.random(self.size) * self.sums[-1], side="right")
+        return [(int(i), View.draw(self.rng, self.two)) for i in lots]
+
+    def _run(self):
+        try:
+            cuda = self.sweeps.device.type == "cuda"
+            if cuda:
+                torch.cuda.set_device(self.sweeps.device)
+            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream() if cuda else None):
+                while len(self.sweeps) < self.wanted and not self.full and not self.stopped.wait(0.2):
+                    self.take_in(64)
+                count = 0
+                while not self.stopped.is_set():
+                    if count % 8 == 0:
+                        self.take_in(4)
+                    count += 1
+                    batch = self.sweeps.batch(self.draw(), self.grid)
+                    done = torch.cuda.Event() if cuda else None
+                    if cuda:
+                        done.record()
+                    while not self.stopped.is_set():
+                        try:
+                            self.ready.put((batch, done), timeout=0.2)
+                            break
+                        except queue.Full:
+                            pass
+        except BaseException as error:  # the trainer hears of it, whatever it is
+            self.ready.put((error, None))
+
+    def next(self, timeout):
+        """The next batch; raises `queue.Empty` where none came in `timeout` seconds."""
+        batch, done = self.ready.get(timeout=max(timeout, 0.001))
+        if isinstance(batch, BaseException):
+            raise batch
+        if done is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(done)
+            for value in batch.values():
+                if isinstance(value, torch.Tensor):
+                    value.record_stream(stream)
+        return batch

@@ -46,7 +46,7 @@ head:
   yaw: legacy                 # yaw = -theta - pi/2
   velocity_frame: ego
 post:
-  peak_kernel: 3
+  peak_kernel: 0              # people stand closer than peaks can: suppression tells them apart
   score_thresholds: [{thresholds}]
   yaw_norm_thresholds: [0.0, 0.0, 0.0, 0.0, 0.0]
   max_detections: 500

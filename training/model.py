@@ -112,11 +112,16 @@ class CenterPoint(nn.Module):
         self.encoder = PillarEncoder()
         self.net = BackboneNeckHead()
 
-    def forward(self, points, counts, cells, batch):
-        """`cells` [N] flat index (frame, y, x) of every pillar; `batch` frames."""
+    def forward(self, points, counts, cells, batch, precision=torch.float32):
+        """`cells` [N] flat index (frame, y, x) of every pillar; `batch` frames.
+
+        `precision` is that of convolutions (`torch.autocast`); pillars are encoded in float32, as
+        metres in bfloat16 are decimetres.
+        """
         g = self.grid
         features = self.encoder.forward_flat(points, counts, g.max_points)
-        bev = features.new_zeros(batch * g.size * g.size, features.shape[1])
-        bev = bev.index_copy(0, cells, features)
+        bev = features.new_zeros(batch * g.size * g.size, features.shape[1], dtype=precision)
+        bev = bev.index_copy(0, cells, features.to(precision))
         bev = bev.view(batch, g.size, g.size, -1).permute(0, 3, 1, 2)  # already channels-last in memory
-        return self.net(bev)
+        with torch.autocast(bev.device.type, precision, enabled=precision != torch.float32):
+            return self.net(bev)

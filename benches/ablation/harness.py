@@ -359,8 +359,8 @@ class Study:
         description = yaml.safe_load((model / "model.yaml").read_text())
         thresholds = dict(zip(description["classes"], description["post"]["score_thresholds"]))
         description["post"]["score_thresholds"] = [min(t, self.open_score) for t in thresholds.values()]
-        for part in ("encoder", "backbone"):
-            description[part]["file"] = str((model / description[part]["file"]).resolve())
+        for file in model.glob("*.onnx*"):
+            (path / file.name).symlink_to(file.resolve())
         (path / "model.yaml").write_text(yaml.safe_dump(description))
         extra = [] if limit is None else ["--limit", limit]
         self.program.run(

@@ -36,6 +36,13 @@ pub enum CdrError {
         count: usize,
         left: usize,
     },
+    #[error("{field}: {count} elements at byte {offset}; {most} are the most that are read")]
+    TooMany {
+        field: &'static str,
+        offset: usize,
+        count: usize,
+        most: usize,
+    },
     #[error("{field}: the string at byte {offset} is not UTF-8")]
     Utf8 { field: &'static str, offset: usize },
 }
@@ -132,6 +139,29 @@ impl<'a> Decoder<'a> {
     pub fn bytes(&mut self, field: &'static str) -> Result<&'a [u8], CdrError> {
         let length = self.u32(field)? as usize;
         self.take(length, field)
+    }
+
+    /// A sequence of at most `most` elements: what holds memory by itself, a name for example, takes several times
+    /// as much as its bytes in the message.
+    pub fn short_sequence<T>(
+        &mut self,
+        field: &'static str,
+        min_size: usize,
+        most: usize,
+        element: impl FnMut(&mut Self) -> Result<T, CdrError>,
+    ) -> Result<Vec<T>, CdrError> {
+        let offset = self.position;
+        let count = self.u32(field)? as usize;
+        self.position -= size_of::<u32>();
+        match count > most {
+            true => Err(CdrError::TooMany {
+                field,
+                offset,
+                count,
+                most,
+            }),
+            false => self.sequence(field, min_size, element),
+        }
     }
 
     /// A sequence whose elements take at least `min_size` bytes each.

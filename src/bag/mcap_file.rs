@@ -3,7 +3,7 @@
 //! Records are framed here, not by the `mcap` crate's readers, for three reasons: errors name
 //! the offset they were met at, a file that breaks off still yields every whole message before
 //! the break, and no length from the file is believed before it is held against the file's size.
-//! Record bodies are parsed by the crate.
+//! The bodies of records are parsed in [`records`], which believes no length either.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mcap::MAGIC;
-use mcap::records::{Record, op};
+use mcap::records::op;
 
-use super::reader::{BagError, RawMessage, Selection, Topic};
+use super::limits::{Budget, Errors, Excess, Limit, open_regular};
+use super::reader::{BagError, RawMessage, Selection, Topic, at};
+use super::records;
 
 /// A record's opcode and length.
 const FRAME: u64 = 9;
@@ -23,14 +25,18 @@ const FOOTER_BODY: u64 = 20;
 const CHUNK_TIMES: u64 = 24;
 /// Channel, sequence, log time and publish time before a message's data.
 const MESSAGE_HEADER: usize = 22;
-/// No sane chunk unpacks to more; a larger claim is a broken or hostile file.
-const MAX_CHUNK: u64 = 1 << 31;
+/// A longer definition of a topic or type, or entry of the index, is not read: the text of the largest types has
+/// some hundred kilobytes.
+const LONGEST_DEFINITION: u64 = 16 << 20;
+/// Memory for a piece of a file until it is read.
+pub(super) const PIECE_BYTES: u64 = 160;
 
 pub(super) struct McapFile {
     /// Where the bytes are.
     data: PathBuf,
     /// What errors call the file: a packed one is read from an unpacked copy.
     path: PathBuf,
+    budget: Budget,
     file: BufReader<File>,
     /// Where `file` stands.
     at: u64,
@@ -52,7 +58,7 @@ pub(super) struct McapFile {
 #[derive(Default)]
 struct Summary {
     schemas: HashMap<u16, String>,
-    channels: HashMap<u16, mcap::records::Channel>,
+    channels: HashMap<u16, records::Channel>,
     counts: HashMap<u16, u64>,
     has_counts: bool,
     /// The chunks by their offsets.
@@ -100,7 +106,7 @@ pub(super) enum PieceKind {
 pub(super) struct Plan {
     /// In file order.
     pub pieces: Vec<Piece>,
-    pub errors: Vec<BagError>,
+    pub errors: Errors,
     /// What is to be told behind all messages: where the file is cut off.
     pub cut: Option<BagError>,
 }
@@ -118,8 +124,8 @@ pub(super) struct Chunk {
 pub(super) type Entry = (i64, u32);
 
 impl McapFile {
-    pub fn open(data: &Path, path: &Path) -> Result<Self, BagError> {
-        let mut this = Self::open_unchecked(data, path)?;
+    pub fn open(data: &Path, path: &Path, budget: &Budget) -> Result<Self, BagError> {
+        let mut this = Self::open_unchecked(data, path, budget)?;
         let mut magic = [0; 8];
         this.file
             .read_exact(&mut magic)
@@ -129,13 +135,13 @@ impl McapFile {
             return Err(this.corrupt(0, "it does not begin with the MCAP magic bytes".into()));
         }
         // The header only matters for the profile; a file cut this early yields its error later.
-        if let Ok(Some((op::HEADER, body))) = this.read_record(MAGIC.len() as u64)
-            && let Ok(Record::Header(header)) = mcap::parse_record(op::HEADER, &body)
-            && header.profile.starts_with("ros1")
+        if let Ok(Some((op::HEADER, body))) = this.read_definition(MAGIC.len() as u64)
+            && let Ok(profile) = records::header(&body)
+            && profile.starts_with("ros1")
         {
             return Err(BagError::Ros1 {
                 path: path.to_owned(),
-                what: format!("MCAP profile \"{}\"", header.profile),
+                what: format!("MCAP profile \"{profile}\""),
             });
         }
         this.summary = this.read_summary();
@@ -154,12 +160,13 @@ impl McapFile {
         Ok(this)
     }
 
-    fn open_unchecked(data: &Path, path: &Path) -> Result<Self, BagError> {
-        let file = File::open(data).map_err(BagError::io(path))?;
+    fn open_unchecked(data: &Path, path: &Path, budget: &Budget) -> Result<Self, BagError> {
+        let file = open_regular(data)?;
         let len = file.metadata().map_err(BagError::io(path))?.len();
         Ok(McapFile {
             data: data.to_owned(),
             path: path.to_owned(),
+            budget: budget.clone(),
             file: BufReader::with_capacity(1 << 16, file),
             at: 0,
             len,
@@ -200,7 +207,8 @@ impl McapFile {
         if indexed.is_some() {
             return indexed;
         }
-        let plan = self.plan(&Selection::All).ok()?;
+        let most = self.budget.limits.index_bytes;
+        let plan = self.plan(&Selection::All, most).ok()?;
         plan.pieces.iter().map(|piece| piece.start).min()
     }
 
@@ -217,12 +225,15 @@ impl McapFile {
                 tracing::warn!(
                     "{}: no index at the end of the file (was the recording cut off?); reading \
                      all of it",
-                    self.path.display()
+                    at(&self.path)
                 );
             }
             let (summary, errors) = self.scan()?;
-            for error in errors {
+            for error in &errors.list {
                 tracing::warn!("{error}");
+            }
+            if errors.more > 0 {
+                tracing::warn!("{}: {} more such errors", at(&self.path), errors.more);
             }
             self.summary = Some(summary);
         }
@@ -247,23 +258,25 @@ impl McapFile {
     }
 
     /// Reads all of the file for what an index would say.
-    fn scan(&self) -> Result<(Summary, Vec<BagError>), BagError> {
-        let mut again = McapFile::open_unchecked(&self.data, &self.path)?;
+    fn scan(&self) -> Result<(Summary, Errors), BagError> {
+        let mut again = McapFile::open_unchecked(&self.data, &self.path, &self.budget)?;
         again.all_channels = true;
         again.seen = Some(Summary {
             has_counts: true,
             ..Summary::default()
         });
-        let plan = again.plan(&Selection::Nothing)?;
+        let most = self.budget.limits.index_bytes;
+        let plan = again.plan(&Selection::Nothing, most)?;
         let mut errors = plan.errors;
         for piece in plan.pieces {
             match again.load(piece.offset) {
                 Ok(chunk) => errors.extend(again.entries(piece.offset, &chunk).1),
+                Err(error) if error.is_fatal() => return Err(error),
                 Err(error @ BagError::Io { .. }) => return Err(error),
                 Err(error) => errors.push(error),
             }
         }
-        errors.extend(plan.cut);
+        plan.cut.into_iter().for_each(|cut| errors.push(cut));
         Ok((again.seen.unwrap_or_default(), errors))
     }
 
@@ -306,7 +319,10 @@ impl McapFile {
     fn read_body(&mut self, offset: u64, length: u64) -> Result<Vec<u8>, BagError> {
         let available = length.min(self.len.saturating_sub(offset));
         self.seek(offset)?;
-        let mut body = Vec::with_capacity(available as usize);
+        // Whoever calls has held the length against a limit; the memory may be less still.
+        let mut body = Vec::new();
+        body.try_reserve_exact(available as usize)
+            .map_err(|_| BagError::io(&self.path)(std::io::ErrorKind::OutOfMemory.into()))?;
         (&mut self.file)
             .take(available)
             .read_to_end(&mut body)
@@ -315,12 +331,13 @@ impl McapFile {
         Ok(body)
     }
 
-    /// The whole record at `offset`; `None` when it does not fit into the file.
-    fn read_record(&mut self, offset: u64) -> Result<Option<(u8, Vec<u8>)>, BagError> {
+    /// The record at `offset`, if it is one that defines something; `None` when it does not fit into the file, or has a
+    /// length that no definition has.
+    fn read_definition(&mut self, offset: u64) -> Result<Option<(u8, Vec<u8>)>, BagError> {
         let Some((opcode, length)) = self.read_frame(offset)? else {
             return Ok(None);
         };
-        if length > self.len - offset - FRAME {
+        if length > self.len - offset - FRAME || length > LONGEST_DEFINITION {
             return Ok(None);
         }
         Ok(Some((opcode, self.read_body(offset + FRAME, length)?)))
@@ -331,29 +348,40 @@ impl McapFile {
     fn read_summary(&mut self) -> Option<Summary> {
         let tail = FRAME + FOOTER_BODY + MAGIC.len() as u64;
         let footer_at = self.len.checked_sub(tail)?;
-        let (opcode, body) = self.read_record(footer_at).ok()??;
+        let (opcode, body) = self.read_definition(footer_at).ok()??;
         if opcode != op::FOOTER {
             return None;
         }
-        let Ok(Record::Footer(footer)) = mcap::parse_record(opcode, &body) else {
-            return None;
-        };
-        if footer.summary_start == 0 || footer.summary_start >= footer_at {
+        let start = records::footer(&body).ok()?;
+        if start == 0 || start >= footer_at {
             return None;
         }
         let mut summary = Summary::default();
-        let mut offset = footer.summary_start;
+        let mut offset = start;
+        let mut cost = 0;
         while offset < footer_at {
-            let (opcode, body) = self.read_record(offset).ok()??;
-            offset += FRAME + body.len() as u64;
-            summary.add(opcode, &body)?;
+            let (opcode, length) = self.read_frame(offset).ok()??;
+            let next = offset.checked_add(FRAME)?.checked_add(length)?;
+            if next > footer_at || opcode == 0 {
+                return None;
+            }
+            if Summary::OPCODES.contains(&opcode) {
+                let (opcode, body) = self.read_definition(offset).ok()??;
+                cost += PIECE_BYTES + 2 * length;
+                if cost > self.budget.limits.index_bytes {
+                    return None;
+                }
+                summary.add(opcode, &body)?;
+            }
+            offset = next;
         }
         (!summary.channels.is_empty() || summary.has_counts).then_some(summary)
     }
 
     /// Takes the file apart. Chunks that the index names are passed over; elsewhere the frames of
-    /// all records are read, and the times at the beginning of chunks and messages.
-    pub fn plan(&mut self, selection: &Selection) -> Result<Plan, BagError> {
+    /// all records are read, and the times at the beginning of chunks and messages. The list of pieces has at most
+    /// `most` bytes.
+    pub fn plan(&mut self, selection: &Selection, most: u64) -> Result<Plan, BagError> {
         self.selection = selection.clone();
         self.channels.clear();
         self.undefined.clear();
@@ -366,13 +394,23 @@ impl McapFile {
         }
         let mut plan = Plan {
             pieces: Vec::new(),
-            errors: Vec::new(),
+            errors: Errors::default(),
             cut: None,
         };
         // The run that the next message may continue, by the time of its last message.
         let mut run: Option<i64> = None;
         let mut offset = MAGIC.len() as u64;
         loop {
+            self.budget.go_on()?;
+            if plan.pieces.len() as u64 * PIECE_BYTES > most {
+                let (limit, most) = (Limit::Index, self.budget.limits.index_bytes);
+                plan.cut = Some(self.beyond(Excess {
+                    limit,
+                    most,
+                    claimed: None,
+                }));
+                break;
+            }
             if let Some((piece, next)) = self.indexed(offset)? {
                 plan.pieces.extend(piece);
                 run = None;
@@ -391,6 +429,11 @@ impl McapFile {
                 break;
             };
             if matches!(opcode, op::DATA_END | op::FOOTER) {
+                break;
+            }
+            if opcode == 0 {
+                let reason = "from here on it holds zeros where records should be; what followed is not known";
+                plan.cut = Some(self.corrupt(offset, reason.into()));
                 break;
             }
             let body_at = offset + FRAME;
@@ -430,6 +473,12 @@ impl McapFile {
                     run = None;
                 }
                 _ if cut => {}
+                op::SCHEMA | op::CHANNEL if length > LONGEST_DEFINITION => {
+                    let reason = format!(
+                        "a definition of {length} bytes is not read; {LONGEST_DEFINITION} are the most"
+                    );
+                    plan.errors.push(self.corrupt(offset, reason));
+                }
                 op::SCHEMA | op::CHANNEL => {
                     let body = self.read_body(body_at, length)?;
                     if let Err(reason) = self.define(opcode, &body) {
@@ -496,7 +545,7 @@ impl McapFile {
         Ok(Some((piece, if is_record { next } else { behind })))
     }
 
-    fn add_channel(&mut self, channel: &mcap::records::Channel) {
+    fn add_channel(&mut self, channel: &records::Channel) {
         self.channels.insert(
             channel.id,
             Channel {
@@ -509,19 +558,15 @@ impl McapFile {
 
     /// Takes in a schema or a channel.
     fn define(&mut self, opcode: u8, body: &[u8]) -> Result<(), String> {
-        match mcap::parse_record(opcode, body).map_err(|error| error.to_string())? {
-            Record::Channel(channel) => {
-                self.add_channel(&channel);
-                if let Some(seen) = &mut self.seen {
-                    seen.channels.insert(channel.id, channel);
-                }
+        if opcode == op::CHANNEL {
+            let channel = records::channel(body)?;
+            self.add_channel(&channel);
+            if let Some(seen) = &mut self.seen {
+                seen.channels.insert(channel.id, channel);
             }
-            Record::Schema { header, .. } => {
-                if let Some(seen) = &mut self.seen {
-                    seen.schemas.insert(header.id, header.name);
-                }
-            }
-            _ => {}
+        } else if let Some(seen) = &mut self.seen {
+            let schema = records::schema(body)?;
+            seen.schemas.insert(schema.id, schema.name);
         }
         Ok(())
     }
@@ -586,10 +631,35 @@ impl McapFile {
         let Some((op::CHUNK, length)) = frame else {
             return Err(self.corrupt(offset, "the index names a chunk that is not here".into()));
         };
-        let body_at = offset + FRAME;
+        let limits = &self.budget.limits;
+        // What does not compress grows a little.
+        let most = limits
+            .chunk_bytes
+            .saturating_add(limits.chunk_bytes / 64 + (1 << 20));
+        let available = length.min(self.len - offset - FRAME);
+        if available > most {
+            return Err(self.beyond(Excess {
+                limit: Limit::Chunk,
+                most: limits.chunk_bytes,
+                claimed: Some(available),
+            }));
+        }
         let cut = self.cut_at == Some(offset);
-        let body = self.read_body(body_at, length)?;
-        match unpack(&body) {
+        let body = self.read_body(offset + FRAME, length)?;
+        let chunk = match records::chunk_header(&body) {
+            Ok(header) => {
+                let size = header.uncompressed_size;
+                let checked = self.budget.limits.check(Limit::Chunk, size);
+                checked.map_err(|excess| self.beyond(excess))?;
+                self.budget.spend_chunk(available, size)?;
+                unpack(&header)
+            }
+            Err(reason) => {
+                self.budget.spend_chunk(available, 0)?;
+                Err(reason)
+            }
+        };
+        match chunk {
             Ok(chunk) => Ok(Chunk { cut, ..chunk }),
             Err(_) if cut => Ok(Chunk {
                 records: Vec::new(),
@@ -602,8 +672,8 @@ impl McapFile {
 
     /// The wanted messages of a chunk in order of log time, ties in file order; and what is wrong
     /// with it.
-    pub fn entries(&mut self, offset: u64, chunk: &Chunk) -> (Vec<Entry>, Vec<BagError>) {
-        let (mut entries, mut errors) = (Vec::new(), Vec::new());
+    pub fn entries(&mut self, offset: u64, chunk: &Chunk) -> (Vec<Entry>, Errors) {
+        let (mut entries, mut errors) = (Vec::new(), Errors::default());
         // One is enough to say that a chunk is damaged.
         let mut damage = chunk.damage.clone();
         let mut position = 0;
@@ -633,6 +703,10 @@ impl McapFile {
                         Err(error) => errors.push(error),
                     }
                 }
+                0 => {
+                    damage.get_or_insert("a chunk holds zeros where records should be".to_owned());
+                    break;
+                }
                 _ => {}
             }
             position += FRAME as usize + length;
@@ -652,16 +726,35 @@ impl McapFile {
         position: u32,
     ) -> Result<RawMessage, BagError> {
         let left = records.get(position as usize..);
-        left.and_then(|left| self.message(left.get(FRAME as usize..)?.get(..split_record(left)?)?))
-            .ok_or_else(|| self.changed(offset))
+        let body = left.and_then(|left| left.get(FRAME as usize..)?.get(..split_record(left)?));
+        let body = body.ok_or_else(|| self.changed(offset))?;
+        self.check_length(body.len() as u64)?;
+        self.message(body).ok_or_else(|| self.changed(offset))
     }
 
     /// The message at `offset`, outside of chunks.
     pub fn message_at(&mut self, offset: u64) -> Result<RawMessage, BagError> {
-        let record = self.read_record(offset)?;
-        record
-            .and_then(|(_, body)| self.message(&body))
-            .ok_or_else(|| self.changed(offset))
+        let frame = self.read_frame(offset)?;
+        let Some((_, length)) = frame.filter(|(_, l)| *l <= self.len - offset - FRAME) else {
+            return Err(self.changed(offset));
+        };
+        self.check_length(length)?;
+        let body = self.read_body(offset + FRAME, length)?;
+        self.message(&body).ok_or_else(|| self.changed(offset))
+    }
+
+    /// Holds the length of a message's record against the limit.
+    fn check_length(&self, length: u64) -> Result<(), BagError> {
+        let data = length.saturating_sub(MESSAGE_HEADER as u64);
+        let checked = self.budget.limits.check(Limit::Message, data);
+        checked.map_err(|excess| self.beyond(excess))
+    }
+
+    fn beyond(&self, excess: Excess) -> BagError {
+        BagError::Limit {
+            path: self.path.clone(),
+            excess,
+        }
     }
 
     fn message(&self, body: &[u8]) -> Option<RawMessage> {
@@ -684,6 +777,7 @@ impl McapFile {
         end: u64,
     ) -> Result<Option<(i64, u64)>, BagError> {
         loop {
+            self.budget.go_on()?;
             let Some((_, length)) = self.read_frame(offset)? else {
                 return Ok(None);
             };
@@ -704,24 +798,23 @@ impl McapFile {
 }
 
 impl Summary {
+    /// The records that say something here.
+    const OPCODES: [u8; 4] = [op::SCHEMA, op::CHANNEL, op::STATISTICS, op::CHUNK_INDEX];
+
     /// Takes in a record of the summary section, ignoring kinds that are of no use here. `None`
     /// when the record is malformed.
     fn add(&mut self, opcode: u8, body: &[u8]) -> Option<()> {
-        // Only these are parsed: the crate's parser is not safe on every malformed record.
-        if !matches!(
-            opcode,
-            op::SCHEMA | op::CHANNEL | op::STATISTICS | op::CHUNK_INDEX
-        ) {
-            return Some(());
-        }
-        match mcap::parse_record(opcode, body).ok()? {
-            Record::Schema { header, .. } => {
-                self.schemas.insert(header.id, header.name);
+        match opcode {
+            op::SCHEMA => {
+                let schema = records::schema(body).ok()?;
+                self.schemas.insert(schema.id, schema.name);
             }
-            Record::Channel(channel) => {
+            op::CHANNEL => {
+                let channel = records::channel(body).ok()?;
                 self.channels.insert(channel.id, channel);
             }
-            Record::Statistics(statistics) => {
+            op::STATISTICS => {
+                let statistics = records::statistics(body).ok()?;
                 self.has_counts = true;
                 if statistics.message_count > 0 {
                     self.times = Some((
@@ -731,14 +824,15 @@ impl Summary {
                 }
                 self.counts.extend(statistics.channel_message_counts);
             }
-            Record::ChunkIndex(index) => {
+            op::CHUNK_INDEX => {
+                let index = records::chunk_index(body).ok()?;
                 let chunk = IndexedChunk {
                     start: log_time(index.message_start_time),
                     end: log_time(index.message_end_time),
                     length: index.chunk_length,
                     index_length: index.message_index_length,
                     size: index.uncompressed_size,
-                    channels: index.message_index_offsets.into_keys().collect(),
+                    channels: index.channels,
                 };
                 self.chunks.insert(index.chunk_start_offset, chunk);
             }
@@ -751,7 +845,7 @@ impl Summary {
     fn is_complete(&self) -> bool {
         let in_chunks = self.chunks.values().flat_map(|chunk| &chunk.channels);
         let mut met = self.counts.keys().chain(in_chunks);
-        let has_schema = |channel: &mcap::records::Channel| {
+        let has_schema = |channel: &records::Channel| {
             channel.schema_id == 0 || self.schemas.contains_key(&channel.schema_id)
         };
         met.all(|id| self.channels.contains_key(id)) && self.channels.values().all(has_schema)
@@ -781,26 +875,16 @@ fn split_record(bytes: &[u8]) -> Option<usize> {
     (length <= (bytes.len() - FRAME as usize) as u64).then_some(length as usize)
 }
 
-/// Unpacks the body of a chunk record, as much of it as there is. A chunk whose checksum is
-/// wrong is refused whole.
-fn unpack(body: &[u8]) -> Result<Chunk, String> {
-    let short = || "a chunk header is cut off".to_owned();
-    let size = number(body, 16).ok_or_else(short)?;
-    let word = |at: usize| {
-        let bytes = body.get(at..at + 4)?;
-        Some(u32::from_le_bytes(bytes.try_into().ok()?))
-    };
-    let crc = word(24).ok_or_else(short)?;
-    let name_length = word(28).ok_or_else(short)? as usize;
-    let name_end = 32usize.saturating_add(name_length);
-    let name = body.get(32..name_end).ok_or_else(short)?;
-    let packed_length = number(body, name_end).ok_or_else(short)?;
-    let packed = &body[name_end + 8..];
-    if size > MAX_CHUNK {
-        return Err(format!("a chunk claims to unpack to {size} bytes"));
-    }
-    let whole = packed_length <= packed.len() as u64;
-    let packed = &packed[..packed_length.min(packed.len() as u64) as usize];
+/// Unpacks a chunk, as much of it as there is. A chunk whose checksum is wrong is refused whole.
+fn unpack(header: &records::ChunkHeader<'_>) -> Result<Chunk, String> {
+    let (size, crc, name) = (
+        header.uncompressed_size,
+        header.uncompressed_crc,
+        header.compression,
+    );
+    let whole = header.compressed_size <= header.packed.len() as u64;
+    let packed_length = header.compressed_size.min(header.packed.len() as u64);
+    let packed = &header.packed[..packed_length as usize];
 
     // Grows with what comes out, not with what the header claims.
     let mut records = Vec::new();

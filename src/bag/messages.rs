@@ -6,18 +6,26 @@
 //! that does not has those that overlap. What they unpack to has a limit, beyond which chunks are
 //! dropped and unpacked again at their next message.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::Stamp;
-use super::mcap_file::{Entry, McapFile, Piece, PieceKind};
-use super::reader::{BagError, Content, OpenFile, RawMessage, Selection, ZSTD_MAGIC};
+use super::limits::{Budget, Errors, Excess, Limit};
+use super::mcap_file::{Entry, McapFile, PIECE_BYTES, Piece, PieceKind};
+use super::reader::{BagError, Content, OpenFile, RawMessage, Selection, ZSTD_MAGIC, at};
 
 /// Bytes of unpacked chunks that are kept, unless a single chunk is larger.
 const CHUNK_MEMORY: usize = 128 << 20;
 
+/// Memory for the time and place of a message.
+pub(super) const ENTRY_BYTES: u64 = 16;
+
 /// Files open at a time; a packed one lies unpacked on the disk meanwhile.
 const MAX_OPEN: usize = 64;
+
+/// Errors that are handed out; what a hostile bag has more of is counted.
+const MOST_ERRORS: u64 = 1000;
 
 /// A file of a bag.
 #[derive(Debug, Clone)]
@@ -47,10 +55,17 @@ pub struct Messages {
     /// Files whose turn has come while too many are open.
     delayed: VecDeque<usize>,
     open_files: usize,
-    /// Bytes of unpacked chunks in memory, and their limit.
+    budget: Budget,
+    /// Bytes of unpacked chunks in memory, and their limit; and which of the open ones they are.
     resident: usize,
     memory: usize,
+    resident_at: BTreeSet<Place>,
+    /// Bytes for times and places of what is still to be read.
+    index: u64,
     errors: VecDeque<BagError>,
+    /// Errors that were handed out, and those that were only counted.
+    told_errors: u64,
+    more_errors: u64,
     /// Damage that ends a file, told behind all messages.
     cuts: Vec<BagError>,
     told: HashSet<Told>,
@@ -74,6 +89,8 @@ struct Source {
     /// Pieces that are not read to their end.
     left: usize,
     cut: Option<BagError>,
+    /// Bytes of the list of its rows.
+    index: u64,
 }
 
 enum Pending {
@@ -96,6 +113,8 @@ struct OpenChunk {
     records: Option<Vec<u8>>,
     size: usize,
     entries: std::vec::IntoIter<Entry>,
+    /// Bytes of the list of its messages.
+    index: u64,
 }
 
 impl Messages {
@@ -104,6 +123,7 @@ impl Messages {
         files: &[BagFile],
         selection: Selection,
         expected: Option<u64>,
+        budget: Budget,
     ) -> Self {
         let place = |(number, file): (usize, &BagFile)| {
             let start = file.start.unwrap_or(i64::MAX);
@@ -114,6 +134,7 @@ impl Messages {
             file: None,
             left: 0,
             cut: None,
+            index: 0,
         };
         Messages {
             path: path.to_owned(),
@@ -124,9 +145,14 @@ impl Messages {
             open: BTreeMap::new(),
             delayed: VecDeque::new(),
             open_files: 0,
+            budget,
             resident: 0,
             memory: CHUNK_MEMORY,
+            resident_at: BTreeSet::new(),
+            index: 0,
             errors: VecDeque::new(),
+            told_errors: 0,
+            more_errors: 0,
             cuts: Vec::new(),
             told: HashSet::new(),
             given: 0,
@@ -141,43 +167,47 @@ impl Messages {
                 tracing::warn!(
                     "{}: more than {MAX_OPEN} files of the bag overlap in time; some have to wait, \
                      so their messages may come out of order",
-                    self.path.display()
+                    at(&self.path)
                 );
             }
             self.delayed.push_back(number);
             return;
         }
-        let mut file = match OpenFile::open(&self.sources[number].path) {
+        let mut file = match OpenFile::open(&self.sources[number].path, &self.budget) {
             Ok(file) => file,
-            Err(error) => return self.errors.push_back(error),
+            Err(error) => return self.fail(error),
         };
         let mut pieces = 0;
+        let room = (self.budget.limits.index_bytes).saturating_sub(self.index);
         let (errors, cut) = match &mut file.content {
-            Content::Mcap(mcap) => match mcap.plan(&self.selection) {
+            Content::Mcap(mcap) => match mcap.plan(&self.selection, room) {
                 Ok(plan) => {
                     pieces = plan.pieces.len();
+                    self.index += pieces as u64 * PIECE_BYTES;
                     for piece in plan.pieces {
                         let place = (piece.start, number, piece.offset, 0);
                         self.pending.insert(place, Pending::Piece(piece));
                     }
                     (plan.errors, plan.cut)
                 }
-                Err(error) => (Vec::new(), Some(error)),
+                Err(error) if error.is_fatal() => return self.fail(error),
+                Err(error) => (Errors::default(), Some(error)),
             },
             Content::Sqlite(database) => {
-                let plan = database.plan(&self.selection);
+                let plan = database.plan(&self.selection, room);
+                let index = plan.rows.len() as u64 * ENTRY_BYTES + PIECE_BYTES;
                 let mut rows = plan.rows.into_iter();
                 if let Some((time, id)) = rows.next() {
                     pieces = 1;
+                    self.index += index;
+                    self.sources[number].index = index - PIECE_BYTES;
                     let place = (time, number, id as u64, 0);
                     self.open.insert(place, Cursor::Rows(rows));
                 }
                 (plan.errors, plan.damage)
             }
         };
-        for error in errors {
-            self.tell(error);
-        }
+        self.tell_all(errors);
         // Where a packed file is cut off, what it unpacks to is cut off, too: that is one fault.
         let packed = file.unpacked.as_mut().and_then(|file| file.failure.take());
         let source = &mut self.sources[number];
@@ -190,6 +220,7 @@ impl Messages {
 
     fn piece_is_read(&mut self, number: usize) {
         self.sources[number].left -= 1;
+        self.index = self.index.saturating_sub(PIECE_BYTES);
         self.close_if_read(number);
     }
 
@@ -197,6 +228,7 @@ impl Messages {
         let source = &mut self.sources[number];
         if source.left == 0 {
             source.file = None;
+            self.index = self.index.saturating_sub(source.index);
             self.cuts.extend(source.cut.take());
             self.open_files -= 1;
             if let Some(number) = self.delayed.pop_front() {
@@ -212,6 +244,29 @@ impl Messages {
         {
             return;
         }
+        self.fail(error);
+    }
+
+    fn tell_all(&mut self, errors: Errors) {
+        errors.list.into_iter().for_each(|error| self.tell(error));
+        self.more_errors += errors.more;
+    }
+
+    /// Hands out an error; one that holds for all of the bag ends it.
+    fn fail(&mut self, error: BagError) {
+        if error.is_fatal() {
+            self.pending.clear();
+            self.open.clear();
+            self.resident_at.clear();
+            self.delayed.clear();
+            self.cuts.clear();
+            self.errors.clear();
+            self.ended = true;
+        } else if self.told_errors == MOST_ERRORS {
+            self.more_errors += 1;
+            return;
+        }
+        self.told_errors += 1;
         self.errors.push_back(error);
     }
 
@@ -236,27 +291,37 @@ impl Messages {
                 self.open.insert(place, Cursor::Run { end });
                 return;
             }
-            PieceKind::Chunk { size } => size,
+            PieceKind::Chunk { size } => size.min(self.budget.limits.chunk_bytes),
         };
         self.make_room(usize::try_from(size).unwrap_or(usize::MAX), number);
         let chunk = match self.mcap(number).load(offset) {
             Ok(chunk) => chunk,
-            Err(error) => {
-                self.errors.push_back(error);
-                return self.piece_is_read(number);
-            }
+            Err(error) => return self.lose_piece(number, error),
         };
         let (entries, errors) = self.mcap(number).entries(offset, &chunk);
-        for error in errors {
-            self.tell(error);
+        self.tell_all(errors);
+        let index = entries.len() as u64 * ENTRY_BYTES;
+        let limits = &self.budget.limits;
+        if let Err(excess) = limits.check(Limit::Index, self.index.saturating_add(index)) {
+            let path = self.sources[number].path.clone();
+            return self.lose_piece(number, BagError::Limit { path, excess });
         }
+        self.index += index;
         let records = chunk.records;
         let chunk = OpenChunk {
             records: None,
             size: records.len(),
             entries: entries.into_iter(),
+            index,
         };
         self.put_back(number, offset, chunk, records);
+    }
+
+    fn lose_piece(&mut self, number: usize, error: BagError) {
+        self.fail(error);
+        if !self.ended {
+            self.piece_is_read(number);
+        }
     }
 
     /// Puts a chunk back, to where its next message comes.
@@ -267,9 +332,13 @@ impl Messages {
                 self.resident += records.len();
                 chunk.records = Some(records);
                 let place = (time, number, offset, position);
+                self.resident_at.insert(place);
                 self.open.insert(place, Cursor::Chunk(chunk));
             }
-            None => self.piece_is_read(number),
+            None => {
+                self.index = self.index.saturating_sub(chunk.index);
+                self.piece_is_read(number);
+            }
         }
     }
 
@@ -278,11 +347,10 @@ impl Messages {
     fn make_room(&mut self, size: usize, number: usize) {
         let most = self.memory.saturating_sub(size);
         let mut dropped = false;
-        for cursor in self.open.values_mut().rev() {
-            if self.resident <= most {
-                break;
-            }
-            if let Cursor::Chunk(chunk) = cursor
+        while self.resident > most
+            && let Some(place) = self.resident_at.pop_last()
+        {
+            if let Some(Cursor::Chunk(chunk)) = self.open.get_mut(&place)
                 && let Some(records) = chunk.records.take()
             {
                 self.resident -= records.len();
@@ -293,7 +361,7 @@ impl Messages {
             tracing::warn!(
                 "{}: more chunks overlap in time than fit into {} MiB; some are unpacked more \
                  than once, which takes time",
-                self.sources[number].path.display(),
+                at(&self.sources[number].path),
                 self.memory >> 20
             );
         }
@@ -302,6 +370,7 @@ impl Messages {
     /// The next message of what is open, or `None` where it cannot be read.
     fn deliver(&mut self) -> Option<RawMessage> {
         let (place, cursor) = self.open.pop_first()?;
+        self.resident_at.remove(&place);
         let (time, number, offset, position) = place;
         let result = match cursor {
             Cursor::Chunk(chunk) => self.next_of_chunk(number, offset, position, chunk),
@@ -311,7 +380,7 @@ impl Messages {
         let message = match result {
             Ok(message) => message?,
             Err(error) => {
-                self.errors.push_back(error);
+                self.fail(error);
                 return None;
             }
         };
@@ -319,7 +388,7 @@ impl Messages {
             tracing::warn!(
                 "{}: a message of {} comes behind one of {}, out of order: the bag gives a wrong \
                  time, or none, for the beginning of a file or chunk",
-                self.sources[number].path.display(),
+                at(&self.sources[number].path),
                 Stamp(time),
                 Stamp(self.latest)
             );
@@ -346,6 +415,7 @@ impl Messages {
                 match self.mcap(number).load(offset) {
                     Ok(chunk) => chunk.records,
                     Err(error) => {
+                        self.index = self.index.saturating_sub(chunk.index);
                         self.piece_is_read(number);
                         return Err(error);
                     }
@@ -372,10 +442,7 @@ impl Messages {
                 self.open.insert(place, Cursor::Run { end });
             }
             Ok(None) => self.piece_is_read(number),
-            Err(error) => {
-                self.errors.push_back(error);
-                self.piece_is_read(number);
-            }
+            Err(error) => self.lose_piece(number, error),
         }
         message.map(Some)
     }
@@ -392,7 +459,15 @@ impl Messages {
         };
         // One error is enough for all rows that are lost.
         let message = match message {
-            Ok(message) => Some(message),
+            Ok(message) => {
+                self.budget.spend(message.data.len() as u64)?;
+                Some(message)
+            }
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(error @ BagError::Limit { .. }) => {
+                self.fail(error);
+                None
+            }
             Err(error) => {
                 self.sources[number].cut.get_or_insert(error);
                 None
@@ -425,11 +500,17 @@ impl Messages {
             (Some(expected), None) => tracing::warn!(
                 "{}: {given} messages could be read where the bag counts {expected} on the same \
                  topics",
-                self.path.display()
+                at(&self.path)
             ),
             (_, last) => cuts.extend(last),
         }
         self.errors.extend(cuts);
+        if self.more_errors > 0 {
+            self.errors.push_back(BagError::More {
+                path: self.path.clone(),
+                count: self.more_errors,
+            });
+        }
     }
 }
 
@@ -438,6 +519,11 @@ impl Iterator for Messages {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
+            if !self.ended
+                && let Err(stopped) = self.budget.go_on()
+            {
+                self.fail(stopped);
+            }
             if let Some(error) = self.errors.pop_front() {
                 return Some(Err(error));
             }
@@ -448,7 +534,10 @@ impl Iterator for Messages {
                 (None, None) => self.end(),
                 (Some(open), pending) if pending.is_none_or(|pending| open < pending) => {
                     if let Some(message) = self.deliver() {
-                        return Some(unpack(message));
+                        match unpack(message, &self.path, &self.budget) {
+                            Ok(message) => return Some(Ok(message)),
+                            Err(error) => self.fail(error),
+                        }
                     }
                 }
                 _ => match self.pending.pop_first() {
@@ -465,12 +554,33 @@ impl Iterator for Messages {
 
 /// Unpacks a message that is a zstd frame of its own (rosbag2's compression mode "message"): CDR
 /// never begins like one, so it is told without metadata.
-fn unpack(message: RawMessage) -> Result<RawMessage, BagError> {
+fn unpack(message: RawMessage, bag: &Path, budget: &Budget) -> Result<RawMessage, BagError> {
     if !message.data.starts_with(&ZSTD_MAGIC) {
         return Ok(message);
     }
-    match zstd::stream::decode_all(message.data.as_slice()) {
-        Ok(data) => Ok(RawMessage { data, ..message }),
+    let limits = &budget.limits;
+    let most = limits.message_bytes;
+    let beyond = |claimed| BagError::Limit {
+        path: bag.to_owned(),
+        excess: Excess {
+            limit: Limit::Message,
+            most,
+            claimed,
+        },
+    };
+    let claimed = zstd::zstd_safe::get_frame_content_size(&message.data);
+    if let Ok(Some(claimed)) = claimed
+        && claimed > most
+    {
+        return Err(beyond(Some(claimed)));
+    }
+    let mut data = Vec::new();
+    let unpacked = zstd::stream::read::Decoder::with_buffer(message.data.as_slice())
+        .and_then(|decoder| decoder.take(most.saturating_add(1)).read_to_end(&mut data));
+    budget.spend(data.len() as u64)?;
+    match unpacked {
+        Ok(_) if data.len() as u64 > most => Err(beyond(None)),
+        Ok(_) => Ok(RawMessage { data, ..message }),
         Err(source) => Err(BagError::Message {
             topic: message.topic,
             log_time: Stamp(message.log_time),

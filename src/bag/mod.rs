@@ -31,10 +31,12 @@
 pub mod cdr;
 pub mod msg;
 
+mod limits;
 mod mcap_file;
 mod messages;
 mod metadata;
 mod reader;
+mod records;
 mod sqlite_file;
 mod sqlite_pages;
 mod writer;
@@ -42,6 +44,7 @@ mod writer;
 use serde::{Deserialize, Serialize};
 
 pub use cdr::CdrError;
+pub use limits::{Excess, Limit, Limits};
 pub use messages::Messages;
 pub use reader::{BagError, RawMessage, Reader, Topic};
 pub use writer::{Part, PartTopic, WriteError, Writer, write_metadata};

@@ -156,6 +156,9 @@ impl PointField {
     }
 }
 
+/// Fields of a point that are read: sensors have some ten.
+const MOST_FIELDS: usize = 1024;
+
 /// `sensor_msgs/msg/PointCloud2`; [`crate::cloud::decode`] turns it into points.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PointCloud2 {
@@ -209,7 +212,7 @@ impl Message for PointCloud2 {
             header: Header::read(input)?,
             height: input.u32("height")?,
             width: input.u32("width")?,
-            fields: input.sequence("fields", 13, |input| {
+            fields: input.short_sequence("fields", 13, MOST_FIELDS, |input| {
                 Ok(PointField {
                     name: input.string("fields.name")?,
                     offset: input.u32("fields.offset")?,
@@ -592,6 +595,50 @@ mod tests {
         for length in 0..whole.len() {
             assert!(Detection3DArray::decode(&whole[..length]).is_err());
         }
+    }
+
+    #[test]
+    fn a_length_beyond_the_message_is_an_error_wherever_it_stands() {
+        for (own, whole, frame_id) in [
+            (0, cloud().encode(), 12),
+            (1, transforms().encode(), 16),
+            (2, truth().encode(), 12),
+        ] {
+            let claim = |at: usize, length: u32| {
+                let mut bytes = whole.clone();
+                bytes[at..at + 4].copy_from_slice(&length.to_le_bytes());
+                [
+                    PointCloud2::decode(&bytes).is_err(),
+                    TfMessage::decode(&bytes).is_err(),
+                    Detection3DArray::decode(&bytes).is_err(),
+                ]
+            };
+            assert!(claim(frame_id, u32::MAX)[own]);
+            for at in 4..whole.len() - 4 {
+                for length in [u32::MAX, u32::MAX / 13, whole.len() as u32] {
+                    claim(at, length);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cloud_has_no_more_fields_than_a_point_can_use() {
+        let with = |fields| PointCloud2 {
+            fields: vec![PointField::new("x", 0, PointField::FLOAT32); fields],
+            ..cloud()
+        };
+        let most = with(MOST_FIELDS);
+        assert_eq!(PointCloud2::decode(&most.encode()), Ok(most));
+        let error = PointCloud2::decode(&with(1_000_000).encode()).unwrap_err();
+        assert!(matches!(
+            error,
+            CdrError::TooMany {
+                field: "fields",
+                count: 1_000_000,
+                ..
+            }
+        ));
     }
 
     proptest! {

@@ -1,72 +1,111 @@
 //! Opens rosbag2 folders and files and iterates over their messages.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::Stamp;
+use super::limits::{Budget, Excess, Limit, Limits, bytes_on_disk, open_regular};
 use super::mcap_file::McapFile;
 use super::messages::{BagFile, Messages};
 use super::metadata::{Metadata, MetadataFile, VERSION};
+use super::records::LONGEST_NAME;
 use super::sqlite_file::SqliteFile;
+use crate::yaml::{self, Bounds, YamlError, shown};
 
-/// Why a bag, or a part of it, cannot be read.
+/// A path as messages have it: its name may come with a bag.
+pub(super) fn at(path: &Path) -> String {
+    shown(&path.display().to_string())
+}
+
+/// Why a bag, or a part of it, cannot be read. What comes from the bag is quoted short and without
+/// control characters, what files hold is not quoted.
 #[derive(Debug, thiserror::Error)]
 pub enum BagError {
-    #[error("{0}: there is no such file or folder")]
+    #[error("{}: there is no such file or folder", at(.0))]
     NotFound(PathBuf),
+    #[error("{} is neither a folder nor a regular file", at(.0))]
+    NoFile(PathBuf),
     #[error(
-        "{path} holds no bag: a rosbag2 folder has a metadata.yaml and .mcap or .db3 files, \
-         here there {found}"
+        "{} holds no bag: a rosbag2 folder has a metadata.yaml and .mcap or .db3 files, here there {}",
+        at(path),
+        shown(found)
     )]
     NoBag { path: PathBuf, found: String },
+    #[error("{} is neither MCAP nor SQLite (nor a zstd-compressed one){}", at(path), if *is_empty { "; it is empty" } else { "" })]
+    Magic { path: PathBuf, is_empty: bool },
     #[error(
-        "{path} is neither MCAP nor SQLite (nor a zstd-compressed one): it begins with {start}"
-    )]
-    Magic { path: PathBuf, start: String },
-    #[error(
-        "{path} is a ROS 1 recording ({what}); only ROS 2 (CDR) is read. Convert it first, for \
-         example a .bag with `rosbags-convert` from the Python package rosbags, or replay it \
-         through ros1_bridge and record it with `ros2 bag record`"
+        "{} is a ROS 1 recording ({}); only ROS 2 (CDR) is read. Convert it first, for example a .bag with \
+         `rosbags-convert` from the Python package rosbags, or replay it through ros1_bridge and record it with \
+         `ros2 bag record`",
+        at(path),
+        shown(what)
     )]
     Ros1 { path: PathBuf, what: String },
-    #[error("{path} is not a rosbag2 metadata file: {source}")]
-    Metadata {
-        path: PathBuf,
-        source: serde_yaml::Error,
-    },
-    #[error("{metadata} lists {file}, which is not there")]
+    #[error("{} is not a rosbag2 metadata file: {source}", at(path))]
+    Metadata { path: PathBuf, source: YamlError },
+    #[error("{} lists {}, which is not there", at(metadata), at(file))]
     MissingFile { metadata: PathBuf, file: PathBuf },
-    #[error("{path}: {what} compression \"{format}\" is not supported; rosbag2's \"zstd\" is")]
+    #[error(
+        "{} lists {}, which is not in the bag's folder; files of a bag have plain names in it",
+        at(metadata),
+        at(file)
+    )]
+    OutsideFile { metadata: PathBuf, file: PathBuf },
+    #[error(
+        "{} is a link out of the bag's folder, which is not followed; if you trust who made the bag, read it with \
+         --follow-links",
+        at(.0)
+    )]
+    OutsideLink(PathBuf),
+    #[error(
+        "{}: {what} compression \"{}\" is not supported; rosbag2's \"zstd\" is",
+        at(path),
+        shown(format)
+    )]
     Compression {
         path: PathBuf,
         what: &'static str,
         format: String,
     },
     #[error(
-        "{path}: topic {topic} is encoded as \"{encoding}\", but only \"cdr\" (ROS 2) can be read"
+        "{}: topic {} is encoded as \"{}\", but only \"cdr\" (ROS 2) can be read",
+        at(path),
+        shown(topic),
+        shown(encoding)
     )]
     Encoding {
         path: PathBuf,
         topic: String,
         encoding: String,
     },
-    #[error("{path} is damaged at byte {offset}: {reason}")]
+    #[error("{} is damaged at byte {offset}: {}", at(path), shown(reason))]
     Corrupt {
         path: PathBuf,
         offset: u64,
         reason: String,
     },
-    #[error("{path} is damaged or no rosbag2 database: {source}")]
+    #[error("{} is damaged or no rosbag2 database: {}", at(path), shown(&source.to_string()))]
     Sqlite {
         path: PathBuf,
         source: rusqlite::Error,
     },
+    #[error("{} is no rosbag2 database: its table {table} {what}", at(path))]
+    SqliteTable {
+        path: PathBuf,
+        table: &'static str,
+        what: String,
+    },
     #[error(
-        "{path} was cut off: {bytes} of {expected} bytes are there, and the messages in the others \
-         are missing"
+        "{} is damaged, or made to keep its reader busy: it asks for more steps than a database of its size can need",
+        at(.0)
+    )]
+    Endless(PathBuf),
+    #[error(
+        "{} was cut off: {bytes} of {expected} bytes are there, and the messages in the others are missing",
+        at(path)
     )]
     SqliteCut {
         path: PathBuf,
@@ -80,13 +119,23 @@ pub enum BagError {
         given: u64,
         expected: u64,
     },
-    #[error("{topic} at {log_time}: the message cannot be unpacked: {source}")]
+    #[error(
+        "{} at {log_time}: the message cannot be unpacked: {source}",
+        shown(topic)
+    )]
     Message {
         topic: Arc<str>,
         log_time: Stamp,
         source: std::io::Error,
     },
-    #[error("{path} cannot be read: {source}")]
+    /// A bag asks for more than [`Limits`] lets it spend.
+    #[error("{}: {excess}", at(path))]
+    Limit { path: PathBuf, excess: Excess },
+    #[error("{}: {count} more errors are not told", at(path))]
+    More { path: PathBuf, count: u64 },
+    #[error("{}: reading was stopped", at(.0))]
+    Stopped(PathBuf),
+    #[error("{} cannot be read: {source}", at(path))]
     Io {
         path: PathBuf,
         source: std::io::Error,
@@ -97,6 +146,17 @@ impl BagError {
     pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| BagError::Io { path, source }
+    }
+
+    /// Whether it holds for all of the bag, not only for what was being read.
+    pub(super) fn is_fatal(&self) -> bool {
+        match self {
+            BagError::Stopped(_) => true,
+            BagError::Limit { excess, .. } => {
+                matches!(excess.limit, Limit::Expansion | Limit::Topics)
+            }
+            _ => false,
+        }
     }
 }
 
@@ -180,6 +240,9 @@ pub struct Reader {
     files: Vec<BagFile>,
     topics: Vec<Topic>,
     times: Option<(Stamp, Stamp)>,
+    limits: Limits,
+    /// Bytes of its files.
+    size: u64,
 }
 
 impl Reader {
@@ -188,7 +251,16 @@ impl Reader {
     /// A folder without a `metadata.yaml` that can be read and fits the files (an unfinished
     /// recording) is read by the files in it, with a warning. What is in a file is told by its
     /// first bytes, not by its name.
+    ///
+    /// Only regular files are opened, and only those in the folder: metadata that names others, and links that
+    /// lead out of it, are refused. The path itself may be a link.
     pub fn open(path: &Path) -> Result<Self, BagError> {
+        Self::open_with(path, &Limits::default())
+    }
+
+    /// Like [`open`](Reader::open), with limits to what the bag may make its reader spend.
+    pub fn open_with(path: &Path, limits: &Limits) -> Result<Self, BagError> {
+        let limits = &limits.clone().sane();
         if !path.exists() {
             return Err(BagError::NotFound(path.to_owned()));
         }
@@ -198,18 +270,18 @@ impl Reader {
             if path.file_name().is_some_and(|name| name == "metadata.yaml")
                 && let Some(folder) = path.parent()
             {
-                return Self::open_folder(if folder.as_os_str().is_empty() {
-                    Path::new(".")
-                } else {
-                    folder
-                });
+                let folder = match folder.as_os_str().is_empty() {
+                    true => Path::new("."),
+                    false => folder,
+                };
+                return Self::open_folder(folder, limits);
             }
-            return Self::from_files(path, vec![path.to_owned()]);
+            return Self::from_files(path, vec![path.to_owned()], limits);
         }
-        Self::open_folder(path)
+        Self::open_folder(path, limits)
     }
 
-    fn open_folder(folder: &Path) -> Result<Self, BagError> {
+    fn open_folder(folder: &Path, limits: &Limits) -> Result<Self, BagError> {
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(BagError::io(folder))? {
             let entry = entry.map_err(BagError::io(folder))?;
@@ -225,6 +297,7 @@ impl Reader {
             .filter(is_bag)
             .map(|n| folder.join(n))
             .collect();
+        check_count(folder, present.len(), limits)?;
         let metadata_path = folder.join("metadata.yaml");
         if !metadata_path.is_file() {
             if present.is_empty() {
@@ -235,12 +308,14 @@ impl Reader {
             }
             tracing::warn!(
                 "{}: no metadata.yaml; reading the {} bag file(s) in the folder",
-                folder.display(),
+                at(folder),
                 present.len()
             );
-            return Self::from_files(folder, present);
+            check_links(folder, &present, limits)?;
+            return Self::from_files(folder, present, limits);
         }
-        let reason = match Self::from_metadata(folder, &metadata_path, &present)? {
+        check_links(folder, std::slice::from_ref(&metadata_path), limits)?;
+        let reason = match Self::from_metadata(folder, &metadata_path, &present, limits)? {
             Described::Bag(reader) => return Ok(reader),
             Described::Not(reason) => reason,
         };
@@ -248,7 +323,8 @@ impl Reader {
             "{reason}; reading the {} bag file(s) beside it as if there were no metadata",
             present.len()
         );
-        Self::from_files(folder, present)
+        check_links(folder, &present, limits)?;
+        Self::from_files(folder, present, limits)
     }
 
     /// The bag that `metadata.yaml` describes, or why it does not describe the files in the
@@ -257,6 +333,7 @@ impl Reader {
         folder: &Path,
         metadata_path: &Path,
         present: &[PathBuf],
+        limits: &Limits,
     ) -> Result<Described, BagError> {
         let metadata = match read_metadata(metadata_path) {
             Ok(metadata) => metadata,
@@ -272,7 +349,7 @@ impl Reader {
             listed = metadata.files.iter().map(|f| f.path.clone()).collect();
         }
         let not = |reason: &str| {
-            let reason = format!("{} {reason}", metadata_path.display());
+            let reason = format!("{} {reason}", at(metadata_path));
             Ok(Described::Not(reason))
         };
         if listed.is_empty() {
@@ -284,39 +361,62 @@ impl Reader {
             }
             return not("lists no files");
         }
+        check_count(folder, listed.len(), limits)?;
         let (mut files, mut missing) = (Vec::new(), Vec::new());
+        let (mut seen, mut again) = (HashSet::new(), 0);
         for name in &listed {
-            let found = find_listed(folder, name);
-            if found.is_none() {
-                missing.push(BagError::MissingFile {
+            let error = match find_listed(folder, name) {
+                Listed::Found(path) => {
+                    // The messages would come twice.
+                    match seen.insert(path.clone()) {
+                        true => files.push(path),
+                        false => again += 1,
+                    }
+                    continue;
+                }
+                Listed::Missing(path) => {
+                    files.push(path.clone());
+                    BagError::MissingFile {
+                        metadata: metadata_path.to_owned(),
+                        file: path,
+                    }
+                }
+                Listed::Outside => BagError::OutsideFile {
                     metadata: metadata_path.to_owned(),
-                    file: folder.join(name),
-                });
-            }
-            files.push(found.unwrap_or_else(|| folder.join(name)));
+                    file: name.into(),
+                },
+            };
+            missing.push(error);
         }
-        let is_listed = |path: &&PathBuf| files.iter().any(|f| f.file_name() == path.file_name());
+        if again > 0 {
+            tracing::warn!(
+                "{} lists files more than once ({again} times); each is read once",
+                at(metadata_path)
+            );
+        }
+        check_links(folder, &files, limits)?;
+        let listed_names: HashSet<_> = files.iter().map(|file| file.file_name()).collect();
         let others: Vec<String> = present
             .iter()
-            .filter(|path| !is_listed(path))
+            .filter(|path| !listed_names.contains(&path.file_name()))
             .filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned()))
             .collect();
         if !missing.is_empty() && !others.is_empty() {
             return Ok(Described::Not(missing.remove(0).to_string()));
         }
-        if missing.len() == files.len() {
+        if seen.is_empty() {
             return Err(missing.remove(0));
         }
         // What is missing comes up again as an error among the messages.
-        for error in missing {
-            tracing::warn!("{error}");
-        }
+        warn_all(metadata_path, &missing);
         // The index of a plain file is cheap to read, and refuses ROS 1 before anybody waits.
         let plain = |file: &&PathBuf| {
             file.is_file() && file.extension().is_none_or(|ending| ending != "zstd")
         };
+        let size = size_of(&files);
+        let budget = Budget::new(folder, size, limits);
         let mut looks = BTreeMap::new();
-        open_all(files.iter().filter(plain), |path, mut file| {
+        open_all(files.iter().filter(plain), &budget, |path, mut file| {
             looks.insert(path.to_owned(), file.look(files.len() > 1)?);
             Ok(())
         })?;
@@ -332,10 +432,12 @@ impl Reader {
                 },
             );
         }
+        check_topics(folder, topics.len(), limits)?;
         // What the files say of themselves, where all of them do, is what can be read.
         let counts = files.iter().map(|file| looks.get(file)?.count);
-        let in_files = counts.sum::<Option<u64>>();
-        let in_topics: u64 = topics.values().filter_map(|topic| topic.count).sum();
+        let in_files = sum(counts);
+        let in_topics = topics.values().filter_map(|topic| topic.count);
+        let in_topics = in_topics.fold(0, u64::saturating_add);
         let in_metadata = metadata.message_count;
         let agrees = !topics.is_empty()
             && in_metadata == in_topics
@@ -350,27 +452,31 @@ impl Reader {
             tracing::warn!(
                 "{} does not list {}, beside it, so that is not read; to read it, too, make \
                  the metadata anew with `ros2 bag reindex`, or remove it",
-                metadata_path.display(),
-                others.join(", ")
+                at(metadata_path),
+                shown(&others.join(", "))
             );
         }
         if !agrees && !is_empty {
             tracing::warn!(
                 "{} counts {in_metadata} messages, by topics {in_topics}, but the files {}; \
                  taking topics and counts from the files",
-                metadata_path.display(),
+                at(metadata_path),
                 in_files.map_or("may hold others".to_owned(), |n| format!("hold {n}"))
             );
-            return Ok(Described::Bag(Self::from_files(folder, files)?));
+            return Ok(Described::Bag(Self::from_files(folder, files, limits)?));
         }
         let start = metadata.starting_time.nanoseconds_since_epoch;
         let end = start.saturating_add(metadata.duration.nanoseconds);
+        let mut in_list = HashMap::new();
+        for file in metadata.files.iter().filter(|file| file.message_count > 0) {
+            let start = file.starting_time.nanoseconds_since_epoch;
+            in_list
+                .entry(Path::new(&file.path).file_name())
+                .or_insert(start);
+        }
         let known = |path: PathBuf| {
-            let listed = metadata.files.iter().find(|file| {
-                file.message_count > 0 && Path::new(&file.path).file_name() == path.file_name()
-            });
             let start = looks.get(&path).and_then(|look| look.start);
-            let start = start.or_else(|| Some(listed?.starting_time.nanoseconds_since_epoch));
+            let start = start.or_else(|| in_list.get(&path.file_name()).copied());
             BagFile { path, start }
         };
         Ok(Described::Bag(Reader {
@@ -378,17 +484,23 @@ impl Reader {
             files: files.into_iter().map(known).collect(),
             topics: topics.into_values().collect(),
             times: (metadata.message_count > 0).then_some((Stamp(start), Stamp(end))),
+            limits: limits.clone(),
+            size,
         }))
     }
 
-    fn from_files(path: &Path, files: Vec<PathBuf>) -> Result<Self, BagError> {
+    fn from_files(path: &Path, files: Vec<PathBuf>, limits: &Limits) -> Result<Self, BagError> {
+        let bag = path;
+        let size = size_of(&files);
+        let budget = Budget::new(path, size, limits);
         let mut topics = BTreeMap::new();
         let mut times: Option<(i64, i64)> = None;
         let mut starts = BTreeMap::new();
-        open_all(&files, |path, mut file| {
+        open_all(&files, &budget, |path, mut file| {
             for topic in file.topics()? {
                 merge(&mut topics, topic);
             }
+            check_topics(bag, topics.len(), limits)?;
             if let Some((start, end)) = file.times() {
                 times = Some(times.map_or((start, end), |t| (t.0.min(start), t.1.max(end))));
             }
@@ -406,6 +518,8 @@ impl Reader {
             files: files.into_iter().map(file).collect(),
             topics: topics.into_values().collect(),
             times: times.map(|(start, end)| (Stamp(start), Stamp(end))),
+            limits: limits.clone(),
+            size,
         })
     }
 
@@ -464,8 +578,9 @@ impl Reader {
     fn iterate(&self, selection: Selection) -> Messages {
         let readable = |topic: &&Topic| topic.encoding.is_none() && selection.wants(&topic.name);
         let counts = self.topics.iter().filter(readable).map(|topic| topic.count);
-        let expected = counts.sum();
-        Messages::new(&self.path, &self.files, selection, expected)
+        let budget = Budget::new(&self.path, self.size, &self.limits);
+        let expected = sum(counts);
+        Messages::new(&self.path, &self.files, selection, expected, budget)
     }
 }
 
@@ -484,18 +599,97 @@ struct Look {
     start: Option<i64>,
 }
 
+/// The sum, where all are known.
+fn sum(mut counts: impl Iterator<Item = Option<u64>>) -> Option<u64> {
+    counts.try_fold(0u64, |sum, count| Some(sum.saturating_add(count?)))
+}
+
+fn size_of(files: &[PathBuf]) -> u64 {
+    let sizes = files.iter().filter_map(|file| file.metadata().ok());
+    sizes.fold(0, |sum, file| sum.saturating_add(bytes_on_disk(&file)))
+}
+
+fn check_count(bag: &Path, files: usize, limits: &Limits) -> Result<(), BagError> {
+    let checked = limits.check(Limit::Files, files as u64);
+    checked.map_err(|excess| BagError::Limit {
+        path: bag.to_owned(),
+        excess,
+    })
+}
+
+fn check_topics(bag: &Path, topics: usize, limits: &Limits) -> Result<(), BagError> {
+    let checked = limits.check(Limit::Topics, topics as u64);
+    checked.map_err(|excess| BagError::Limit {
+        path: bag.to_owned(),
+        excess,
+    })
+}
+
+/// Refuses files of a bag that are links out of its folder, unless those are to be followed.
+fn check_links(folder: &Path, files: &[PathBuf], limits: &Limits) -> Result<(), BagError> {
+    if limits.follow_links {
+        return Ok(());
+    }
+    let mut real: Option<PathBuf> = None;
+    for file in files {
+        let is_plain = fs::symlink_metadata(file).is_ok_and(|found| !found.is_symlink());
+        if is_plain && file.parent() == Some(folder) {
+            continue;
+        }
+        // What is not there is no way out.
+        let Ok(target) = file.canonicalize() else {
+            continue;
+        };
+        let real = match &mut real {
+            Some(real) => real,
+            real => real.insert(folder.canonicalize().map_err(BagError::io(folder))?),
+        };
+        if !target.starts_with(real) {
+            return Err(BagError::OutsideLink(file.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// Warns of errors of which there may be any number.
+fn warn_all(path: &Path, errors: &[BagError]) {
+    const TOLD: usize = 20;
+    for error in errors.iter().take(TOLD) {
+        tracing::warn!("{error}");
+    }
+    if errors.len() > TOLD {
+        let more = errors.len() - TOLD;
+        tracing::warn!("{}: {more} more such errors", at(path));
+    }
+}
+
 fn read_metadata(path: &Path) -> Result<Metadata, BagError> {
-    let text = fs::read_to_string(path).map_err(BagError::io(path))?;
-    let metadata = serde_yaml::from_str::<MetadataFile>(&text)
-        .map_err(|source| BagError::Metadata {
-            path: path.to_owned(),
-            source,
-        })?
+    let error = |source| BagError::Metadata {
+        path: path.to_owned(),
+        source,
+    };
+    let text = yaml::read_bounded(path, Bounds::METADATA.bytes).map_err(|why| match why {
+        yaml::ReadError::Io(source) => BagError::io(path)(source),
+        yaml::ReadError::NoText => error(YamlError::Content("it is no text".into())),
+    })?;
+    let metadata = yaml::from_str_bounded::<MetadataFile>(&text, &Bounds::METADATA)
+        .map_err(error)?
         .rosbag2_bagfile_information;
+    for topic in &metadata.topics_with_message_count {
+        let topic = &topic.topic_metadata;
+        let names = [&topic.name, &topic.type_name, &topic.serialization_format];
+        if let Some(name) = names.iter().find(|name| name.len() > LONGEST_NAME) {
+            let text = format!(
+                "a name of a topic has {} bytes; {LONGEST_NAME} are the most that is taken",
+                name.len()
+            );
+            return Err(error(YamlError::Content(text)));
+        }
+    }
     if metadata.version > VERSION {
         tracing::warn!(
             "{}: metadata version {} is newer than {VERSION}, the newest that is known",
-            path.display(),
+            at(path),
             metadata.version
         );
     }
@@ -515,23 +709,24 @@ fn read_metadata(path: &Path) -> Result<Metadata, BagError> {
 /// up again as an error item among the messages. None that can be, or one of ROS 1, is an error.
 fn open_all<'a>(
     files: impl IntoIterator<Item = &'a PathBuf>,
+    budget: &Budget,
     mut look: impl FnMut(&Path, OpenFile) -> Result<(), BagError>,
 ) -> Result<(), BagError> {
-    let (mut good, mut first_error) = (0, None);
+    let (mut good, mut errors) = (0, Vec::new());
     for file in files {
-        match OpenFile::open(file).and_then(|open| look(file, open)) {
+        budget.go_on()?;
+        match OpenFile::open(file, budget).and_then(|open| look(file, open)) {
             Ok(()) => good += 1,
             Err(error @ BagError::Ros1 { .. }) => return Err(error),
-            Err(error) => {
-                tracing::warn!("{error}");
-                first_error.get_or_insert(error);
-            }
+            Err(error) if error.is_fatal() => return Err(error),
+            Err(error) => errors.push(error),
         }
     }
-    match first_error {
-        Some(error) if good == 0 => Err(error),
-        _ => Ok(()),
+    if good == 0 && !errors.is_empty() {
+        return Err(errors.remove(0));
     }
+    warn_all(&budget.bag, &errors);
+    Ok(())
 }
 
 /// Adds the counts of a topic that is spread over files.
@@ -541,7 +736,10 @@ fn merge(topics: &mut BTreeMap<String, Topic>, topic: Topic) {
             topics.insert(topic.name.clone(), topic);
         }
         Some(known) => {
-            known.count = known.count.zip(topic.count).map(|(a, b)| a + b);
+            known.count = known
+                .count
+                .zip(topic.count)
+                .map(|(a, b)| a.saturating_add(b));
             known.encoding = known.encoding.take().or(topic.encoding);
         }
     }
@@ -576,16 +774,41 @@ fn natural_key(name: &str) -> Vec<(String, u64)> {
     key
 }
 
+/// Where a file of metadata.yaml lies.
+enum Listed {
+    Found(PathBuf),
+    /// Not there, where it would be.
+    Missing(PathBuf),
+    /// Named so that it would lie elsewhere.
+    Outside,
+}
+
 /// Finds a file of metadata.yaml. Old recorders wrote the folder's name in front, and packing or
-/// unpacking by hand adds or removes the ending.
-fn find_listed(folder: &Path, name: &str) -> Option<PathBuf> {
-    let base = Path::new(name).file_name()?.to_string_lossy().into_owned();
-    let mut candidates = vec![folder.join(name), folder.join(&base)];
+/// unpacking by hand adds or removes the ending. Never leaves the folder: of a path that leads out of it
+/// only the last name counts.
+fn find_listed(folder: &Path, name: &str) -> Listed {
+    let path = Path::new(name);
+    let is_inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+    let is_inside = path.components().all(is_inside);
+    let Some(base) = path.file_name() else {
+        return Listed::Outside;
+    };
+    let plain = folder.join(base);
+    let base = base.to_string_lossy();
+    let mut candidates = vec![plain.clone()];
+    if is_inside {
+        candidates.insert(0, folder.join(path));
+    }
     candidates.push(match base.strip_suffix(".zstd") {
-        Some(plain) => folder.join(plain),
+        Some(unpacked) => folder.join(unpacked),
         None => folder.join(format!("{base}.zstd")),
     });
-    candidates.into_iter().find(|path| path.is_file())
+    match candidates.into_iter().find(|path| path.is_file()) {
+        // So that two ways to name a file are the same.
+        Some(path) => Listed::Found(path.components().collect()),
+        None if is_inside => Listed::Missing(plain),
+        None => Listed::Outside,
+    }
 }
 
 /// What a zstd frame begins with.
@@ -601,8 +824,9 @@ enum Storage {
 /// Tells what a file is by how it begins.
 fn sniff(path: &Path) -> Result<Storage, BagError> {
     let mut start = Vec::with_capacity(16);
-    File::open(path)
-        .and_then(|file| file.take(16).read_to_end(&mut start))
+    open_regular(path)?
+        .take(16)
+        .read_to_end(&mut start)
         .map_err(BagError::io(path))?;
     if start.starts_with(mcap::MAGIC) {
         Ok(Storage::Mcap)
@@ -618,10 +842,7 @@ fn sniff(path: &Path) -> Result<Storage, BagError> {
     } else {
         Err(BagError::Magic {
             path: path.to_owned(),
-            start: match start.as_slice() {
-                [] => "nothing, it is empty".to_owned(),
-                start => format!("\"{}\"", start.escape_ascii()),
-            },
+            is_empty: start.is_empty(),
         })
     }
 }
@@ -639,30 +860,37 @@ pub(super) enum Content {
 }
 
 pub(super) struct Unpacked {
-    file: tempfile::NamedTempFile,
+    /// Open while it is needed; the path where it has one.
+    file: fs::File,
+    path: Option<tempfile::TempPath>,
     /// Why not all of the packed file could be unpacked.
     pub failure: Option<BagError>,
 }
 
 impl OpenFile {
-    pub fn open(path: &Path) -> Result<Self, BagError> {
+    pub fn open(path: &Path, budget: &Budget) -> Result<Self, BagError> {
         let mut storage = sniff(path)?;
         let unpacked = match storage {
             Storage::Zstd => {
-                let mut unpacked = unpack(path)?;
-                storage = match sniff(unpacked.file.path()) {
+                let mut unpacked = unpack(path, budget)?;
+                storage = match sniff(&unpacked.data()) {
                     Ok(storage) => storage,
                     // Broken off before the first bytes came out: that is the thing to say.
                     Err(error) => return Err(unpacked.failure.take().unwrap_or(error)),
                 };
+                // A process that is killed leaves nothing behind. SQLite needs a name.
+                if storage == Storage::Mcap {
+                    unpacked.unlink();
+                }
                 Some(unpacked)
             }
             _ => None,
         };
-        let data = unpacked.as_ref().map_or(path, |u| u.file.path());
+        let data = unpacked.as_ref().map(Unpacked::data);
+        let data = data.as_deref().unwrap_or(path);
         let content = match storage {
-            Storage::Mcap => Content::Mcap(Box::new(McapFile::open(data, path)?)),
-            Storage::Sqlite => Content::Sqlite(Box::new(SqliteFile::open(data, path)?)),
+            Storage::Mcap => Content::Mcap(Box::new(McapFile::open(data, path, budget)?)),
+            Storage::Sqlite => Content::Sqlite(Box::new(SqliteFile::open(data, path, budget)?)),
             Storage::Zstd => {
                 return Err(BagError::Compression {
                     path: path.to_owned(),
@@ -700,7 +928,7 @@ impl OpenFile {
     fn look(&mut self, is_part: bool) -> Result<Look, BagError> {
         let count = match &mut self.content {
             Content::Mcap(file) if file.has_index() => {
-                file.topics()?.iter().map(|topic| topic.count).sum()
+                sum(file.topics()?.iter().map(|topic| topic.count))
             }
             Content::Mcap(_) => None,
             Content::Sqlite(file) => file.count(),
@@ -710,31 +938,52 @@ impl OpenFile {
     }
 }
 
-/// Unpacks a file to a temporary one, in the folder that `TMPDIR` names, as far as it goes.
-fn unpack(path: &Path) -> Result<Unpacked, BagError> {
+/// Unpacks a file to a temporary one, in the folder that `TMPDIR` names, as far as it goes. A file that
+/// unpacks to more than it may is refused, not cut: what is in it was never whole.
+fn unpack(path: &Path, budget: &Budget) -> Result<Unpacked, BagError> {
     let mut start = Vec::with_capacity(32);
-    let mut packed = File::open(path).map_err(BagError::io(path))?;
+    let mut packed = open_regular(path)?;
     (&packed)
         .take(32)
         .read_to_end(&mut start)
         .and_then(|_| packed.rewind())
         .map_err(BagError::io(path))?;
+    let size = packed.metadata().map_err(BagError::io(path))?;
+    let (most, limit) = budget.unpacked_file(bytes_on_disk(&size));
+    let beyond = |claimed| BagError::Limit {
+        path: path.to_owned(),
+        excess: Excess {
+            limit,
+            most,
+            claimed,
+        },
+    };
     let expected = zstd::zstd_safe::get_frame_content_size(&start)
         .ok()
         .flatten();
+    if let Some(expected) = expected
+        && expected > most
+    {
+        return Err(beyond(Some(expected)));
+    }
     let mut decoder = zstd::stream::read::Decoder::new(&packed).map_err(BagError::io(path))?;
     let mut file = tempfile::Builder::new()
         .prefix("bag-unpacked-")
         .tempfile()
         .map_err(BagError::io(&std::env::temp_dir()))?;
     let mut failure = None;
-    let mut unpacked = 0;
+    let mut unpacked = 0u64;
     let mut buffer = vec![0; 1 << 16];
     loop {
         match decoder.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
-                unpacked += count;
+                unpacked += count as u64;
+                if unpacked > most {
+                    return Err(beyond(None));
+                }
+                budget.spend(count as u64)?;
+                leave_space(file.path(), unpacked)?;
                 file.write_all(&buffer[..count])
                     .map_err(BagError::io(file.path()))?;
             }
@@ -753,7 +1002,54 @@ fn unpack(path: &Path) -> Result<Unpacked, BagError> {
             }
         }
     }
-    Ok(Unpacked { file, failure })
+    let (file, path) = file.into_parts();
+    Ok(Unpacked {
+        file,
+        path: Some(path),
+        failure,
+    })
+}
+
+impl Unpacked {
+    /// Where its bytes can be opened.
+    fn data(&self) -> PathBuf {
+        match &self.path {
+            Some(path) => path.to_path_buf(),
+            None => self.descriptor(),
+        }
+    }
+
+    fn descriptor(&self) -> PathBuf {
+        use std::os::fd::AsRawFd;
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
+
+    /// Takes its name away, where it can be opened without one.
+    fn unlink(&mut self) {
+        if self.descriptor().exists() {
+            self.path = None;
+        }
+    }
+}
+
+/// Keeps an unpacked file from filling a disk that others need, too. Looks once in a while.
+fn leave_space(file: &Path, written: u64) -> Result<(), BagError> {
+    const EVERY: u64 = 64 << 20;
+    const LEFT: u64 = 256 << 20;
+    // The buffer is a part of that.
+    if written % EVERY >= 1 << 16 {
+        return Ok(());
+    }
+    let Ok(disk) = rustix::fs::statvfs(file) else {
+        return Ok(());
+    };
+    match disk.f_bavail.saturating_mul(disk.f_frsize) < LEFT {
+        true => Err(BagError::io(&std::env::temp_dir())(std::io::Error::new(
+            std::io::ErrorKind::StorageFull,
+            "too little space is left to unpack a file of the bag; TMPDIR names another folder",
+        ))),
+        false => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,21 +1,44 @@
 //! One `.db3` file of rosbag2's SQLite storage, opened read-only.
+//!
+//! A database is a program as much as data: a view or a column may compute what is not in the file, and pages
+//! may name each other so that a file of a few kilobytes has rows without end. So only plain tables are
+//! read, nothing in them is longer than the file, there are no more rows than fit into it, and what SQLite does
+//! for it is counted.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::limits::Limit as SqliteLimit;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::reader::{BagError, RawMessage, Selection, Topic};
+use super::limits::{Budget, Errors, Excess, Limit, bytes_on_disk};
+use super::messages::ENTRY_BYTES;
+use super::reader::{BagError, RawMessage, Selection, Topic, at};
+use super::records::LONGEST_NAME;
 use super::sqlite_pages::{FoundRow, Pages};
+use crate::yaml::shown;
+
+/// Bytes of a file that a row takes at least.
+const ROW_BYTES: u64 = 8;
+/// As many as an MCAP file can have.
+const MOST_TOPICS: usize = 1 << 16;
+/// Memory for a row that was found without SQLite.
+const FOUND_ROW_BYTES: u64 = 64;
 
 pub(super) struct SqliteFile {
     /// Where the bytes are.
     data: PathBuf,
     /// What errors call the file.
     path: PathBuf,
+    budget: Budget,
+    /// Bytes of the file and its journal.
+    len: u64,
     connection: Connection,
+    /// Whether SQLite was stopped since it did more than a file of its size can ask for.
+    endless: Arc<AtomicBool>,
     topics: Vec<SqliteTopic>,
     /// What an iteration is after, by the numbers of the topics.
     wanted: HashMap<i64, Arc<str>>,
@@ -41,30 +64,118 @@ struct Salvage {
 pub(super) struct RowPlan {
     /// Log time and number of each message, in order.
     pub rows: Vec<(i64, i64)>,
-    pub errors: Vec<BagError>,
+    pub errors: Errors,
     /// Why there may have been more.
     pub damage: Option<BagError>,
 }
 
 impl SqliteFile {
     /// Opens `data`, which errors call `path`.
-    pub fn open(data: &Path, path: &Path) -> Result<Self, BagError> {
+    pub fn open(data: &Path, path: &Path, budget: &Budget) -> Result<Self, BagError> {
+        let mut len = std::fs::metadata(data).map_err(BagError::io(path))?.len();
+        for ending in ["-wal", "-journal", "-shm"] {
+            let beside = beside(data, ending);
+            let Ok(found) = std::fs::symlink_metadata(&beside) else {
+                continue;
+            };
+            // SQLite opens them by name, whatever they are.
+            let is_file = match budget.limits.follow_links {
+                true => beside.is_file(),
+                false => found.is_file(),
+            };
+            if !is_file {
+                return Err(BagError::NoFile(beside));
+            }
+            if ending == "-wal" {
+                len = len.saturating_add(bytes_on_disk(&found));
+            }
+        }
         // What a file lacks may still lie in its journal, where SQLite finds it.
         let cut = match journal(data, "-wal") {
             Some(_) => None,
             None => Pages::open(data).ok().and_then(|pages| pages.cut()),
         };
+        let endless = Arc::new(AtomicBool::new(false));
+        let connection = connect(data, path, len, budget, &endless);
         let mut this = SqliteFile {
             data: data.to_owned(),
             path: path.to_owned(),
-            connection: connect(data, path).map_err(|source| damaged(path, cut, source))?,
+            budget: budget.clone(),
+            len,
+            connection: connection.map_err(|source| match endless.load(Ordering::Relaxed) {
+                true => BagError::Endless(path.to_owned()),
+                false => damaged(path, cut, source),
+            })?,
+            endless,
             topics: Vec::new(),
             wanted: HashMap::new(),
             cut,
             salvage: None,
         };
-        this.topics = read_topics(&this.connection).map_err(|source| this.damaged(source))?;
+        for (table, columns) in [
+            ("topics", "id, name, type, serialization_format"),
+            ("messages", "id, topic_id, timestamp, data"),
+        ] {
+            let kind = kind(&this.connection, table);
+            let kind = kind.map_err(|source| this.damaged(source))?;
+            if let Some(kind) = kind.filter(|kind| kind != "table") {
+                return Err(this.table(table, format!("is a {}", shown(&kind))));
+            }
+            let is_plain = is_plain(&this.connection, table, columns);
+            if !is_plain.map_err(|source| this.damaged(source))? {
+                return Err(this.table(table, "is none that holds data itself".to_owned()));
+            }
+        }
+        this.topics = this.read_topics()?;
         Ok(this)
+    }
+
+    fn table(&self, table: &'static str, what: String) -> BagError {
+        BagError::SqliteTable {
+            path: self.path.clone(),
+            table,
+            what,
+        }
+    }
+
+    fn read_topics(&self) -> Result<Vec<SqliteTopic>, BagError> {
+        let error = |source| self.damaged(source);
+        let query = "SELECT id, name, type, serialization_format FROM topics";
+        let mut statement = self.connection.prepare(query).map_err(error)?;
+        let mut rows = statement.query([]).map_err(error)?;
+        let mut topics = Vec::new();
+        while let Some(row) = rows.next().map_err(error)? {
+            let name = |column: usize| -> Result<String, BagError> {
+                let text = row.get_ref(column).map_err(error)?;
+                let text = text.as_str().map_err(|source| error(source.into()))?;
+                match text.len() {
+                    0..=LONGEST_NAME => Ok(text.to_owned()),
+                    length => Err(self.table(
+                        "topics",
+                        format!("has a name of {length} bytes; {LONGEST_NAME} are the most"),
+                    )),
+                }
+            };
+            if topics.len() == MOST_TOPICS {
+                let what = format!("has more than {MOST_TOPICS} rows");
+                return Err(self.table("topics", what));
+            }
+            topics.push(SqliteTopic {
+                id: row.get(0).map_err(error)?,
+                name: name(1)?,
+                type_name: name(2)?,
+                format: name(3)?,
+            });
+        }
+        Ok(topics)
+    }
+
+    /// Whether that many rows can be in the file.
+    fn fits(&self, rows: u64) -> rusqlite::Result<()> {
+        match rows > self.len / ROW_BYTES {
+            true => Err(corrupt()),
+            false => Ok(()),
+        }
     }
 
     pub fn times(&self) -> Option<(i64, i64)> {
@@ -95,13 +206,20 @@ impl SqliteFile {
         if self.cut.is_some() {
             return Err(corrupt());
         }
-        self.connection
-            .prepare("SELECT topic_id, COUNT(*) FROM messages GROUP BY topic_id")?
-            .query_map([], |row| {
-                let count: i64 = row.get(1)?;
-                Ok((row.get(0)?, count as u64))
-            })?
-            .collect()
+        // Grouped here: SQLite would sort them first, on the disk.
+        let mut counts: HashMap<i64, u64> = HashMap::new();
+        counts.extend(self.topics.iter().map(|topic| (topic.id, 0)));
+        let mut statement = self.connection.prepare("SELECT topic_id FROM messages")?;
+        let mut rows = statement.query([])?;
+        let mut all = 0;
+        while let Some(row) = rows.next()? {
+            all += 1;
+            self.fits(all)?;
+            if let Some(count) = counts.get_mut(&row.get(0)?) {
+                *count += 1;
+            }
+        }
+        Ok(counts)
     }
 
     /// Messages of all topics: counted by the index by time, which is small.
@@ -109,15 +227,17 @@ impl SqliteFile {
         if self.cut.is_some() {
             return None;
         }
-        let query = "SELECT COUNT(*) FROM messages";
+        // COUNT(*) would walk the pages in one step, which nothing ends.
+        let query = "SELECT COUNT(timestamp) FROM messages";
         let count = self.connection.query_row(query, [], |row| row.get(0));
         u64::try_from(count.unwrap_or(-1)).ok()
     }
 
     /// What is wanted, in order of log time, ties in file order. Only times and numbers are
     /// collected: sorting the messages themselves would make SQLite hold all of them.
-    pub fn plan(&mut self, selection: &Selection) -> RowPlan {
-        let mut errors = Vec::new();
+    /// The list has at most `most` bytes.
+    pub fn plan(&mut self, selection: &Selection, most: u64) -> RowPlan {
+        let mut errors = Errors::default();
         for topic in &self.topics {
             if !selection.wants(&topic.name) {
                 continue;
@@ -137,11 +257,13 @@ impl SqliteFile {
         let mut rows = Vec::new();
         let damage = match self.cut {
             // SQLite fills up the page that is cut with zeros, without a word.
-            Some(_) => Some(corrupt()),
-            None => collect_rows(&self.connection, &self.wanted, &mut rows).err(),
+            Some(_) => Some(self.damaged(corrupt())),
+            None => self.collect_rows(most, &mut rows).err(),
         };
-        if damage.is_some()
-            && let Ok(salvage) = Salvage::of(&self.data)
+        let is_limit =
+            |error: &BagError| error.is_fatal() || matches!(error, BagError::Limit { .. });
+        if damage.as_ref().is_some_and(|error| !is_limit(error))
+            && let Ok(salvage) = Salvage::of(&self.data, most, &self.budget)
         {
             let wanted = salvage.rows.values();
             let wanted = wanted.filter(|row| self.wanted.contains_key(&row.topic));
@@ -153,7 +275,7 @@ impl SqliteFile {
         RowPlan {
             rows,
             errors,
-            damage: damage.map(|source| self.damaged(source)),
+            damage,
         }
     }
 
@@ -175,20 +297,79 @@ impl SqliteFile {
                     })
                 })
             });
-        result.or_else(|source| self.salvaged(id).ok_or_else(|| self.damaged(source)))
+        let source = match result {
+            Ok(message) => return Ok(message),
+            Err(source) => source,
+        };
+        if source.sqlite_error_code() == Some(ErrorCode::TooBig) {
+            let query = "SELECT length(data) FROM messages WHERE id = ?1";
+            let claimed = self.connection.query_row(query, [id], |row| row.get(0));
+            let claimed = claimed
+                .ok()
+                .and_then(|length: i64| u64::try_from(length).ok());
+            let most = self.budget.limits.message_bytes;
+            // What is longer than the file is damage, not a long message.
+            if self.len > most {
+                return Err(BagError::Limit {
+                    path: self.path.clone(),
+                    excess: Excess {
+                        limit: Limit::Message,
+                        most,
+                        claimed,
+                    },
+                });
+            }
+        }
+        self.salvaged(id).ok_or_else(|| self.damaged(source))
+    }
+
+    fn collect_rows(&self, most: u64, collected: &mut Vec<(i64, i64)>) -> Result<(), BagError> {
+        let error = |source| self.damaged(source);
+        let query = "SELECT timestamp, id, topic_id FROM messages";
+        let mut statement = self.connection.prepare(query).map_err(error)?;
+        let mut rows = statement.query([]).map_err(error)?;
+        let mut all = 0;
+        while let Some(row) = rows.next().map_err(error)? {
+            all += 1;
+            self.fits(all).map_err(error)?;
+            if self.wanted.contains_key(&row.get(2).map_err(error)?) {
+                if collected.len() as u64 * ENTRY_BYTES >= most {
+                    let (limit, most) = (Limit::Index, self.budget.limits.index_bytes);
+                    let excess = Excess {
+                        limit,
+                        most,
+                        claimed: None,
+                    };
+                    let path = self.path.clone();
+                    return Err(BagError::Limit { path, excess });
+                }
+                let row = row.get(0).and_then(|time| Ok((time, row.get(1)?)));
+                collected.push(row.map_err(error)?);
+            }
+        }
+        Ok(())
     }
 
     fn salvaged(&mut self, id: i64) -> Option<RawMessage> {
         let Salvage { pages, rows } = self.salvage.as_mut()?;
         let row = rows.get(&id)?;
+        let most = self.budget.limits.message_bytes;
         Some(RawMessage {
             topic: self.wanted.get(&row.topic)?.clone(),
             log_time: row.time,
-            data: pages.data(row).ok()??,
+            data: pages.data(row, most).ok()??,
         })
     }
 
     fn damaged(&self, source: rusqlite::Error) -> BagError {
+        if source.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) {
+            if let Err(stopped) = self.budget.go_on() {
+                return stopped;
+            }
+            if self.endless.load(Ordering::Relaxed) {
+                return BagError::Endless(self.path.clone());
+            }
+        }
         damaged(&self.path, self.cut, source)
     }
 }
@@ -201,11 +382,13 @@ impl SqliteTopic {
 }
 
 impl Salvage {
-    fn of(data: &Path) -> std::io::Result<Self> {
+    /// At most as many rows as fit into so many bytes of memory.
+    fn of(data: &Path, most: u64, budget: &Budget) -> std::io::Result<Self> {
         let mut pages = Pages::open(data)?;
         let mut rows = HashMap::new();
         pages.rows(|row| {
             rows.insert(row.id, row);
+            (rows.len() as u64) < most / FOUND_ROW_BYTES && !budget.is_stopped()
         })?;
         Ok(Salvage { pages, rows })
     }
@@ -231,22 +414,104 @@ fn corrupt() -> rusqlite::Error {
     rusqlite::Error::SqliteFailure(code, None)
 }
 
-/// The journal of a database that was not closed, if there is one that holds something.
-fn journal(data: &Path, ending: &str) -> Option<PathBuf> {
+fn beside(data: &Path, ending: &str) -> PathBuf {
     let mut path = data.as_os_str().to_owned();
     path.push(ending);
-    let path = PathBuf::from(path);
+    PathBuf::from(path)
+}
+
+/// The journal of a database that was not closed, if there is one that holds something.
+fn journal(data: &Path, ending: &str) -> Option<PathBuf> {
+    let path = beside(data, ending);
     path.metadata()
         .is_ok_and(|file| file.len() > 0)
         .then_some(path)
 }
 
-fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let probe = |connection: Connection| {
+/// What the schema says that a table is: a view is called so.
+fn kind(connection: &Connection, table: &str) -> rusqlite::Result<Option<String>> {
+    let query = "SELECT type FROM sqlite_master WHERE name = ?1 COLLATE NOCASE LIMIT 1";
+    let mut statement = connection.prepare(query)?;
+    let mut rows = statement.query([table])?;
+    rows.next()?.map(|row| row.get(0)).transpose()
+}
+
+/// Whether what is asked of a table is read from its own pages: neither a view nor a virtual table nor a column that is
+/// computed is. SQLite tells by the steps that it would take.
+fn is_plain(connection: &Connection, table: &str, columns: &str) -> rusqlite::Result<bool> {
+    const NOT_PLAIN: [&str; 6] = [
+        "VOpen",
+        "Function",
+        "PureFunc",
+        "InitCoroutine",
+        "OpenEphemeral",
+        "SorterOpen",
+    ];
+    let query = format!("EXPLAIN SELECT {columns} FROM {table}");
+    let mut statement = connection.prepare(&query)?;
+    let mut steps = statement.query([])?;
+    while let Some(step) = steps.next()? {
+        let operation: String = step.get(1)?;
+        if NOT_PLAIN.contains(&operation.as_str()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Steps of SQLite's between two looks at whether to go on.
+const STEPS: u32 = 10_000;
+
+/// Takes from a connection what a recording does not need, and counts what is left.
+fn restrain(
+    connection: &mut Connection,
+    len: u64,
+    budget: &Budget,
+    endless: &Arc<AtomicBool>,
+) -> rusqlite::Result<()> {
+    // Some dozen steps for each row, for all queries together.
+    let most = 20_000_000u64.saturating_add(len.saturating_mul(8));
+    let (mut taken, stop, endless) = (0u64, budget.clone(), endless.clone());
+    let handler = move || {
+        taken = taken.saturating_add(STEPS.into());
+        if taken > most {
+            endless.store(true, Ordering::Relaxed);
+        }
+        taken > most || stop.is_stopped()
+    };
+    connection.progress_handler(STEPS as i32, Some(handler))?;
+    for (option, value) in [
+        (DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_VIEW, false),
+        (DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, false),
         // Lets SQLite open a file that is shorter than its header says. Nothing is written.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true)?;
-        connection.query_row("SELECT COUNT(*) FROM sqlite_master", [], |_| Ok(()))?;
+        (DbConfig::SQLITE_DBCONFIG_WRITABLE_SCHEMA, true),
+    ] {
+        connection.set_db_config(option, value)?;
+    }
+    // Nothing in a file is longer than the file. A row has some bytes more than its message.
+    let longest = budget.limits.message_bytes.saturating_add(1024).min(len);
+    let longest = i32::try_from(longest).unwrap_or(i32::MAX);
+    connection.set_limit(SqliteLimit::SQLITE_LIMIT_LENGTH, longest)?;
+    Ok(())
+}
+
+fn connect(
+    data: &Path,
+    path: &Path,
+    len: u64,
+    budget: &Budget,
+    endless: &Arc<AtomicBool>,
+) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let probe = |mut connection: Connection| {
+        restrain(&mut connection, len, budget, endless)?;
+        let mut any = connection.prepare("SELECT 1 FROM sqlite_master LIMIT 1")?;
+        any.exists([])?;
+        drop(any);
+        // Files may ask for a cache of their own size.
+        connection.pragma_update(None, "cache_size", -8000)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
         Ok(connection)
     };
     let first = Connection::open_with_flags(data, flags).and_then(probe);
@@ -274,38 +539,9 @@ fn connect(data: &Path, path: &Path) -> rusqlite::Result<Connection> {
         tracing::warn!(
             "{}: read without its journal {}, which cannot be used; the last messages before the \
              recorder ended may be missing",
-            path.display(),
-            journal.display()
+            at(path),
+            at(&journal)
         );
     }
     Ok(second)
-}
-
-fn read_topics(connection: &Connection) -> rusqlite::Result<Vec<SqliteTopic>> {
-    connection
-        .prepare("SELECT id, name, type, serialization_format FROM topics")?
-        .query_map([], |row| {
-            Ok(SqliteTopic {
-                id: row.get(0)?,
-                name: row.get(1)?,
-                type_name: row.get(2)?,
-                format: row.get(3)?,
-            })
-        })?
-        .collect()
-}
-
-fn collect_rows(
-    connection: &Connection,
-    wanted: &HashMap<i64, Arc<str>>,
-    collected: &mut Vec<(i64, i64)>,
-) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare("SELECT timestamp, id, topic_id FROM messages")?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        if wanted.contains_key(&row.get(2)?) {
-            collected.push((row.get(0)?, row.get(1)?));
-        }
-    }
-    Ok(())
 }

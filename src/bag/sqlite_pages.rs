@@ -75,8 +75,8 @@ impl Pages {
     }
 
     /// The rows that look like those of rosbag2's `messages`, in file order. Whether their data
-    /// is all there is not looked at.
-    pub fn rows(&mut self, mut found: impl FnMut(FoundRow)) -> io::Result<()> {
+    /// is all there is not looked at. Ends where `found` says no.
+    pub fn rows(&mut self, mut found: impl FnMut(FoundRow) -> bool) -> io::Result<()> {
         let pages = u32::try_from(self.len / self.size).unwrap_or(u32::MAX);
         for page in 0..pages {
             let bytes = self.page(page)?;
@@ -89,22 +89,24 @@ impl Pages {
                 let Some(cell) = short(&bytes, start + LEAF_HEADER + 2 * i) else {
                     break;
                 };
-                if let Some(row) = parse_cell(&bytes, cell, self.usable) {
-                    found(FoundRow { page, ..row.found });
+                if let Some(row) = parse_cell(&bytes, cell, self.usable)
+                    && !found(FoundRow { page, ..row.found })
+                {
+                    return Ok(());
                 }
             }
         }
         Ok(())
     }
 
-    /// The data of a row that was found; `None` where not all of it is there.
-    pub fn data(&mut self, row: &FoundRow) -> io::Result<Option<Vec<u8>>> {
+    /// The data of a row that was found; `None` where not all of it is there, or it has more than `most` bytes.
+    pub fn data(&mut self, row: &FoundRow, most: u64) -> io::Result<Option<Vec<u8>>> {
         let bytes = self.page(row.page)?;
         let Some(row) = parse_cell(&bytes, row.cell, self.usable) else {
             return Ok(None);
         };
         // No message is longer than the file it lies in.
-        if row.total as u64 > self.len {
+        if row.total as u64 > self.len.min(most) {
             return Ok(None);
         }
         let mut data = row.local.to_vec();

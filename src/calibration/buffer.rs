@@ -252,6 +252,11 @@ impl CalibrationBuffer {
         self.snapshot_to(None)
     }
 
+    /// Where it lies.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn snapshot_to(&self, folder: Option<PathBuf>) -> Result<Snapshot, BufferError> {
         let (reply, answer) = mpsc::channel();
         self.request(Request::Snapshot(folder, reply));
@@ -821,12 +826,21 @@ mod tests {
         let mut bytes = fs::read(bent).unwrap();
         bytes[DATA] ^= 0xff;
         fs::write(bent, bytes).unwrap();
+        // One whose first text claims 4 GiB.
+        let claims = &some("mcap")[6];
+        let header = b"\x89MCAP0\r\n\x01\x08\0\0\0\0\0\0\0\xff\xff\xff\xff\0\0\0\0";
+        fs::write(claims, header).unwrap();
+        // One that would never end.
+        let pipe = &some("mcap")[8];
+        fs::remove_file(pipe).unwrap();
+        let made = std::process::Command::new("mkfifo").arg(pipe).status();
+        assert!(made.unwrap().success());
 
         let buffer = open(folder.path(), 16);
         buffer.settle();
         let found = buffer.fill();
-        assert_eq!(found.frames(), before - 2);
-        assert_eq!(some("damaged").len(), 2);
+        assert_eq!(found.frames(), before - 4);
+        assert_eq!(some("damaged").len(), 4);
         assert_eq!(seconds(&bag, CALIBRATION_TOPIC).len(), found.calibration);
     }
 

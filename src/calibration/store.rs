@@ -14,7 +14,7 @@
 //!
 //! Nothing here looks at the clock: versions are ordered by a number that grows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -25,14 +25,18 @@ use sha2::{Digest, Sha256};
 use thiserror::Error;
 
 use crate::detector::{DetectorError, ModelDescription, ModelFiles};
-use crate::files::{self, hex};
+use crate::files::{self, FileError, Links, hex};
+use crate::onnx::{OnnxError, limit};
 use crate::ptq::check::Verdict;
 use crate::ptq::recipe::{self, Target, has_exact_u8s8};
-use crate::ptq::report::{FileRecord, Report, ReportError};
+use crate::ptq::report::{self, FileRecord, Report, ReportError};
 
 /// The `format` of `version.json` and of `active` files.
 const FORMAT: u32 = 1;
 const VERSION_FILE: &str = "version.json";
+const DESCRIPTION: &str = "model.yaml";
+/// What is known of a model besides; not part of what it is.
+const REPORTS: [&str; 3] = [report::JSON_FILE, report::TEXT_FILE, report::PAGE_FILE];
 const MODELS: &str = "models";
 const ACTIVE: &str = "active";
 const INCOMING: &str = "incoming";
@@ -41,6 +45,8 @@ const LOCK: &str = "lock";
 const DIGITS: usize = 12;
 /// Models that a node ran before, kept in its selection.
 const REMEMBERED: usize = 8;
+/// Bytes of a record that are read at most.
+const MOST_RECORD: u64 = 16 << 20;
 /// Changes take milliseconds; who waits longer than this waits for something that hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -77,6 +83,17 @@ pub enum StoreError {
     Model(#[from] Box<DetectorError>),
     #[error("{}", .0)]
     NoModel(String),
+    #[error(
+        "the store {} has no room for {} MB: it may hold {} MB (`store.max_mb`), and what nodes run in it stays: {}",
+        .store.display(), .needed.div_ceil(1_000_000), .most / 1_000_000, list(.kept)
+    )]
+    Full {
+        store: PathBuf,
+        needed: u64,
+        most: u64,
+        /// Models that a node runs or would go back to.
+        kept: Vec<String>,
+    },
     #[error("the store {} has no model '{wanted}'; it has {}", .store.display(), list(.there))]
     NoSuch {
         store: PathBuf,
@@ -93,6 +110,16 @@ impl From<DetectorError> for StoreError {
     fn from(error: DetectorError) -> Self {
         StoreError::Model(Box::new(error))
     }
+}
+
+impl From<OnnxError> for StoreError {
+    fn from(error: OnnxError) -> Self {
+        DetectorError::from(error).into()
+    }
+}
+
+fn no_name(name: &str) -> StoreError {
+    StoreError::NoModel(format!("'{name}' is no name of a file in a model's folder"))
 }
 
 fn list(names: &[String]) -> String {
@@ -155,9 +182,13 @@ impl Version {
             path: folder.to_owned(),
             reason,
         };
-        let text = fs::read_to_string(&path)
+        if !fs::symlink_metadata(folder).is_ok_and(|found| found.is_dir()) {
+            return Err(damaged("it is no folder".into()));
+        }
+        let text = files::open_no_link(&path, MOST_RECORD)
+            .and_then(|file| files::read_open(file, MOST_RECORD))
             .map_err(|error| damaged(format!("{VERSION_FILE} cannot be read: {error}")))?;
-        let mut version: Self = serde_json::from_str(&text)
+        let mut version: Self = serde_json::from_slice(&text)
             .map_err(|error| damaged(format!("{VERSION_FILE}: {error}")))?;
         if version.format != FORMAT {
             let found = version.format;
@@ -168,12 +199,58 @@ impl Version {
         if folder.file_name().is_none_or(|n| *n != *version.id) {
             return Err(damaged(format!("{VERSION_FILE} is that of {}", version.id)));
         }
+        version.check().map_err(damaged)?;
         folder.clone_into(&mut version.folder);
         Ok(version)
     }
 
+    /// What is wrong with a record by itself. Nothing that it names is looked at.
+    fn check(&self) -> Result<(), String> {
+        let names: BTreeSet<&str> = self.files.iter().map(|f| f.file.as_str()).collect();
+        if let Some(name) = names.iter().find(|name| !files::is_plain_name(name)) {
+            return Err(format!(
+                "{VERSION_FILE} lists '{name}', which is no name of a file in its folder"
+            ));
+        }
+        if names.len() != self.files.len() || !names.contains(DESCRIPTION) {
+            return Err(format!(
+                "{VERSION_FILE} lists a file twice, or no {DESCRIPTION}"
+            ));
+        }
+        let digits = &content(&self.files, self.verdict.accepted)[..DIGITS];
+        match self.id.rsplit('-').next() == Some(digits) {
+            true => Ok(()),
+            false => Err(format!(
+                "what {VERSION_FILE} lists, and whether it was accepted, is not what {} was named by",
+                self.id
+            )),
+        }
+    }
+
+    /// Whether this node had it made from its own traffic.
+    pub fn is_made_by(&self, node: &str) -> bool {
+        self.node
+            .as_deref()
+            .is_some_and(|own| key(own) == key(node))
+    }
+
     pub fn description(&self) -> PathBuf {
-        self.folder.join("model.yaml")
+        self.folder.join(DESCRIPTION)
+    }
+
+    /// What is known of it from where it was made.
+    pub fn as_made(&self) -> String {
+        match self.verdict.coverage() {
+            Some(coverage) => format!("where it was made: {coverage}"),
+            None => "its record does not say which classes were judged where it was made".into(),
+        }
+    }
+
+    /// Its files without description and reports.
+    pub fn model_files(&self) -> impl Iterator<Item = &FileRecord> {
+        let of_model =
+            |file: &&FileRecord| file.file != DESCRIPTION && !REPORTS.contains(&file.file.as_str());
+        self.files.iter().filter(of_model)
     }
 
     /// Where its report lies.
@@ -182,30 +259,34 @@ impl Version {
     }
 
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        let bytes = self.files.iter().map(|file| file.bytes);
+        bytes.fold(0, u64::saturating_add)
     }
 
     /// Reads every file and compares it with the record.
     pub fn verify(&self) -> Result<(), StoreError> {
-        for expected in &self.files {
-            let damaged = |reason| StoreError::Damaged {
-                path: self.folder.clone(),
-                reason,
-            };
-            let found = FileRecord::of(&self.folder.join(&expected.file))
-                .map_err(|error| damaged(format!("{}: {error}", expected.file)))?;
-            if found != *expected {
-                return Err(damaged(format!(
-                    "{} has {} bytes of SHA-256 {}..., it was stored with {} of {}...",
-                    expected.file,
-                    found.bytes,
-                    &found.sha256[..DIGITS],
-                    expected.bytes,
-                    expected.sha256.get(..DIGITS).unwrap_or_default()
-                )));
-            }
+        let checked = FileRecord::check_all(&self.files, &self.folder, Links::Refuse);
+        checked.map_err(|problem| self.damaged(problem))
+    }
+
+    /// Compares the files that a model was loaded from with the record: what was read is what was stored.
+    pub fn verify_loaded(&self, loaded: &[FileRecord]) -> Result<(), StoreError> {
+        let description = self.files.iter().find(|file| file.file == DESCRIPTION);
+        if let Some(description) = description {
+            let checked = description.check(&self.folder, Links::Refuse);
+            checked.map_err(|problem| self.damaged(problem))?;
         }
-        Ok(())
+        match loaded.iter().find(|file| !self.files.contains(file)) {
+            None => Ok(()),
+            Some(file) => Err(self.damaged(format!("{} changed while it was loaded", file.file))),
+        }
+    }
+
+    fn damaged(&self, problem: String) -> StoreError {
+        StoreError::Damaged {
+            path: self.folder.clone(),
+            reason: format!("{problem}; it is not as it was stored"),
+        }
     }
 }
 
@@ -235,19 +316,39 @@ impl FloatModel {
         }
     }
 
-    /// Why a version was not made from this.
-    fn differs(&self, version: &Version) -> Option<Unfit> {
+    /// A model as it was when it was loaded.
+    pub fn loaded(model: &ModelDescription, files: &[FileRecord]) -> Self {
+        FloatModel {
+            files: files.to_owned(),
+            behaviour: Some(model.behaviour()),
+        }
+    }
+
+    /// Whether these are the files of this one, whatever they are called.
+    pub fn has_files(&self, files: &[FileRecord]) -> bool {
         let hashes = |files: &[FileRecord]| -> Vec<String> {
             files.iter().map(|file| file.sha256.clone()).collect()
         };
-        if hashes(&version.float_files) != hashes(&self.files) {
-            return Some(Unfit::OtherFloat);
-        }
+        hashes(&self.files) == hashes(files)
+    }
+
+    /// Why a model with this description was not made from this one, though the files are the same.
+    fn differs(&self, made: &ModelDescription) -> Option<Unfit> {
         let own = self.behaviour.as_ref()?;
-        // One that does not load does not run either, and then says why.
-        let stored = ModelDescription::load(&version.description()).ok()?;
-        let key = first_difference("", own, &stored.behaviour())?;
+        let key = first_difference("", own, &made.behaviour())?;
         Some(Unfit::OtherDescription { key })
+    }
+
+    /// Why the model in a folder, as `quantize` writes it, was not made from this one.
+    pub fn check_made(&self, folder: &Path) -> Result<(), Unfit> {
+        let report = Report::load(folder).map_err(StoreError::from)?;
+        if !self.has_files(&report.float_files) {
+            return Err(Unfit::OtherFloat);
+        }
+        // One that does not load does not run either, and then says why.
+        let made = ModelDescription::load(&folder.join(DESCRIPTION)).ok();
+        made.and_then(|made| self.differs(&made))
+            .map_or(Ok(()), Err)
     }
 }
 
@@ -292,6 +393,11 @@ pub enum Unfit {
     Refused(String),
     #[error("it was given up: {0}")]
     GivenUp(String),
+    #[error(
+        "another made it, and it was not judged on what this node saw: load it by name once the buffer holds out frames \
+         enough, activate it with --unjudged, or set `store.allow_unjudged`"
+    )]
+    NotJudged,
 }
 
 /// What a node runs: `active/<node>.json`.
@@ -304,12 +410,35 @@ pub struct Selection {
     pub good: Vec<String>,
     /// Versions that failed while they ran, and how. They are not chosen again by themselves.
     pub given_up: BTreeMap<String, String>,
+    /// Versions that another made, of those in `good`, and on what grounds they run here.
+    #[serde(default)]
+    pub admitted: BTreeMap<String, Admitted>,
+}
+
+/// On what grounds a node runs a model that another made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted {
+    /// Frames of the node's own that it was judged on; 0: it was not, and a person wants it all the same.
+    pub frames: usize,
+    pub text: String,
+}
+
+/// What a model has to meet that a node goes to by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms<'a> {
+    pub node: &'a str,
+    /// The float model that the node runs.
+    pub float: &'a FloatModel,
+    /// Also one that another made and that this node's own frames have not judged.
+    pub unjudged: bool,
 }
 
 /// What a node may start with.
 #[derive(Debug, Default)]
 pub struct Pick {
     pub version: Option<Version>,
+    /// Where another made it, and it was admitted.
+    pub admitted: Option<Admitted>,
     /// Better candidates that are unfit, and why.
     pub skipped: Vec<(String, Unfit)>,
 }
@@ -468,10 +597,20 @@ impl ModelStore {
     /// stays as it is.
     pub fn add(&self, made: &Path, node: Option<&str>) -> Result<Version, StoreError> {
         let report = Report::load(made)?;
+        report.check_files(made)?;
         let mut files = Vec::new();
         for path in entries(made)? {
             if path.file_name().is_some_and(|name| *name != *VERSION_FILE) {
-                files.push(FileRecord::of(&path).map_err(io("read", &path))?);
+                let name = path.file_name().and_then(|name| name.to_str());
+                if !name.is_some_and(files::is_plain_name) {
+                    return Err(StoreError::NoModel(format!(
+                        "{} is no file of a model",
+                        path.display()
+                    )));
+                }
+                let record = files::open_no_link(&path, limit::bytes())
+                    .and_then(|file| FileRecord::of_open(&path, file, limit::bytes()));
+                files.push(record.map_err(|error| io("read", &path)(error.into()))?);
             }
         }
         files.sort_by(|a, b| a.file.cmp(&b.file));
@@ -492,7 +631,7 @@ impl ModelStore {
         let version = Version {
             format: FORMAT,
             id,
-            number: number.unwrap_or(0) + 1,
+            number: number.unwrap_or(0).saturating_add(1),
             created: report.tool.created,
             node: node.map(str::to_owned),
             target: report.target,
@@ -513,31 +652,58 @@ impl ModelStore {
             sync(&path)?;
         }
         sync(made)?;
-        if folder.exists() {
+        self.make_room(version.bytes(), &version.id)?;
+        if fs::symlink_metadata(&folder).is_ok() {
             // Damaged, or it would have been taken above.
             remove(&folder)?;
         }
         fs::rename(made, &folder).map_err(io("move the model to", &folder))?;
         sync(&models)?;
-        self.make_room(&version.id)?;
         Ok(version)
     }
 
-    /// Takes a copy of a folder that `quantize` wrote into the store, wherever it lies.
+    /// Takes a copy of a folder that `quantize` wrote into the store, wherever it lies: its description, its reports, and
+    /// the files that its report lists.
+    ///
+    /// These have to be regular files. What a link leads to may be anything that the node can read, and the store is for
+    /// others to read.
     pub fn import(&self, folder: &Path) -> Result<Version, StoreError> {
-        let report = folder.join(crate::ptq::report::JSON_FILE);
+        let report = folder.join(report::JSON_FILE);
         if !report.is_file() {
             return Err(StoreError::NoModel(format!(
                 "{} holds no report.json; it is no folder that `quantize` wrote",
                 folder.display()
             )));
         }
-        self.import_with(|copy| {
-            for path in entries(folder)? {
-                if path.is_file() {
-                    let to = copy.join(path.file_name().unwrap_or_default());
-                    fs::copy(&path, to).map_err(io("copy", &path))?;
+        let listed = Report::load(&report)?.int8_files;
+        if let Some(odd) = listed.iter().find(|f| !files::is_plain_name(&f.file)) {
+            return Err(no_name(&odd.file));
+        }
+        let names = [DESCRIPTION].into_iter().chain(REPORTS);
+        let names: BTreeSet<&str> = names
+            .chain(listed.iter().map(|record| record.file.as_str()))
+            .collect();
+        let mut sources = Vec::new();
+        let mut bytes = 0u64;
+        for name in names {
+            let path = folder.join(name);
+            match fs::symlink_metadata(&path) {
+                Ok(found) => bytes = bytes.saturating_add(found.len()),
+                Err(error) if error.kind() == ErrorKind::NotFound && REPORTS.contains(&name) => {
+                    continue;
                 }
+                Err(error) => return Err(io("copy", &path)(error)),
+            }
+            sources.push((name, path));
+        }
+        self.import_with(bytes, |copy| {
+            let mut left = limit::bytes();
+            for (name, path) in sources {
+                let copied = files::copy(&path, &copy.join(name), left);
+                left -= copied.map_err(|error| match error {
+                    FileError::TooLarge { .. } => limit::refused(&path, error).into(),
+                    error => io("copy", &path)(error.into()),
+                })?;
             }
             Ok(())
         })
@@ -545,12 +711,15 @@ impl ModelStore {
 
     /// Takes a model into the store whose files came in another way, by name and content.
     pub fn import_files(&self, files: &[(String, Vec<u8>)]) -> Result<Version, StoreError> {
-        if let Some((name, _)) = files.iter().find(|(name, _)| !is_plain(name)) {
-            return Err(StoreError::NoModel(format!(
-                "'{name}' is no name of a file in a model's folder"
-            )));
+        if let Some((name, _)) = files.iter().find(|(name, _)| !files::is_plain_name(name)) {
+            return Err(no_name(name));
         }
-        self.import_with(|copy| {
+        let names: BTreeSet<&str> = files.iter().map(|(name, _)| name.as_str()).collect();
+        if names.len() < files.len() {
+            return Err(StoreError::NoModel("a file is there twice".into()));
+        }
+        let bytes = files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
+        self.import_with(bytes, |copy| {
             for (name, bytes) in files {
                 let path = copy.join(name);
                 fs::write(&path, bytes).map_err(io("write", &path))?;
@@ -560,47 +729,61 @@ impl ModelStore {
     }
 
     /// Has a folder filled on the store's disk first, so that the model appears there at once and whole. No node made it.
+    /// There is room for its bytes before the first of them is written.
     fn import_with(
         &self,
+        bytes: u64,
         fill: impl FnOnce(&Path) -> Result<(), StoreError>,
     ) -> Result<Version, StoreError> {
+        limit::Scale::default().add(Path::new("its folder"), bytes)?;
         self.clean()?;
+        {
+            let _lock = self.lock()?;
+            self.make_room(bytes, "")?;
+        }
         let incoming = self.incoming()?;
         let copy = incoming.path().join("model");
         fs::create_dir(&copy).map_err(io("make", &copy))?;
         fill(&copy)?;
+        let report = Report::load(&copy)?;
+        report.check_files(&copy)?;
+        let no_model = |error: String| StoreError::NoModel(format!("it is no model: {error}"));
         // What does not load here would not load in a node; weights in files beside the graphs have to be there, too.
-        ModelDescription::load(&copy)
+        let model = ModelDescription::load(&copy.join(DESCRIPTION))
             .map_err(DetectorError::from)
             .and_then(|model| ModelFiles::of(&model))
-            .map_err(|error| StoreError::NoModel(format!("it is no model: {error}")))
-            .and_then(|model| {
-                // What lies elsewhere is neither copied nor held against a hash.
-                let outside = |path: &&Path| path.parent() != Some(copy.as_path());
-                match model.paths().into_iter().find(outside) {
-                    None => Ok(()),
-                    Some(path) => Err(StoreError::NoModel(format!(
-                        "it is no model on its own: it needs {}, which is outside its folder",
-                        path.display()
-                    ))),
-                }
-            })?;
+            .map_err(|error| no_model(error.to_string()))?;
+        for path in model.paths() {
+            let name = path.file_name().unwrap_or_default();
+            if !report.int8_files.iter().any(|f| *f.file == *name) {
+                let name = name.display();
+                return Err(no_model(format!(
+                    "it needs {name}, of which {} has no hash",
+                    report::JSON_FILE
+                )));
+            }
+        }
         self.add(&copy, None)
     }
 
-    /// Removes the oldest models until the limits hold, but never `newest` or what a node runs or would go back to.
-    fn make_room(&self, newest: &str) -> Result<(), StoreError> {
+    /// Removes the oldest models until the limits hold with another one of so many bytes, but never what a node runs or
+    /// would go back to. Nothing is removed where that would not do. A damaged folder of the new one's name counts as gone.
+    fn make_room(&self, bytes: u64, new: &str) -> Result<(), StoreError> {
         let mut versions = self.list()?.versions;
+        versions.retain(|version| version.id != new);
         let kept: Vec<String> = self
             .selections()?
             .into_iter()
             .flat_map(|(_, s)| s.runs.into_iter().chain(s.good.into_iter().take(1)))
-            .chain([newest.to_owned()])
             .collect();
-        let over = |versions: &[Version]| {
-            versions.len() > self.limits.models
-                || versions.iter().map(Version::bytes).sum::<u64>() > self.limits.bytes
+        let bytes_of = |versions: &[Version]| {
+            let all = versions.iter().map(Version::bytes);
+            all.fold(bytes, u64::saturating_add)
         };
+        let over = |versions: &[Version]| {
+            versions.len() >= self.limits.models || bytes_of(versions) > self.limits.bytes
+        };
+        let mut leaving = Vec::new();
         while over(&versions) {
             // A refused one is of no use but its report; it goes first.
             let oldest = |v: &(usize, &Version)| (v.1.verdict.accepted, v.1.number);
@@ -609,17 +792,47 @@ impl ModelStore {
                 .filter(|(_, v)| !kept.contains(&v.id))
                 .min_by_key(oldest);
             let Some((index, _)) = free else {
+                if bytes_of(&versions) > self.limits.bytes {
+                    return Err(StoreError::Full {
+                        store: self.root.clone(),
+                        needed: bytes,
+                        most: self.limits.bytes,
+                        kept: versions.iter().map(|v| v.id.clone()).collect(),
+                    });
+                }
                 tracing::warn!(
                     "the model store {} is over its limits, and every model in it is in use",
                     self.root.display()
                 );
-                return Ok(());
+                break;
             };
-            let version = versions.remove(index);
+            leaving.push(versions.remove(index));
+        }
+        for version in leaving {
             tracing::info!("the model store is full: {} is removed", version.id);
             self.remove_folder(&version.folder)?;
         }
         Ok(())
+    }
+
+    /// Whether a model of so many bytes would find room, and if not, why.
+    pub fn has_room(&self, bytes: u64) -> Result<(), StoreError> {
+        let kept = self.selections()?.into_iter();
+        let kept: BTreeSet<String> = kept
+            .flat_map(|(_, s)| s.runs.into_iter().chain(s.good.into_iter().take(1)))
+            .collect();
+        let versions = self.list()?.versions.into_iter();
+        let versions: Vec<Version> = versions.filter(|v| kept.contains(&v.id)).collect();
+        let all = versions.iter().map(Version::bytes);
+        match all.fold(bytes, u64::saturating_add) > self.limits.bytes {
+            false => Ok(()),
+            true => Err(StoreError::Full {
+                store: self.root.clone(),
+                needed: bytes,
+                most: self.limits.bytes,
+                kept: versions.into_iter().map(|v| v.id).collect(),
+            }),
+        }
     }
 
     /// Removes a model that no node runs.
@@ -690,6 +903,8 @@ impl ModelStore {
         change(&mut selection);
         selection.format = FORMAT;
         selection.good.truncate(REMEMBERED);
+        let Selection { good, admitted, .. } = &mut selection;
+        admitted.retain(|id, _| good.contains(id));
         if selection != before {
             let parent = self.root.join(ACTIVE);
             fs::create_dir_all(&parent).map_err(io("make", &parent))?;
@@ -700,10 +915,23 @@ impl ModelStore {
 
     /// Notes that a node runs a version from now on; what was said against it is forgotten.
     pub fn run(&self, node: &str, id: &str) -> Result<Selection, StoreError> {
+        self.run_admitted(node, id, None)
+    }
+
+    /// The same, with the grounds on which it runs where another made it; without, those that were known stay.
+    pub fn run_admitted(
+        &self,
+        node: &str,
+        id: &str,
+        grounds: Option<Admitted>,
+    ) -> Result<Selection, StoreError> {
         self.select(node, |selection| {
             selection.good.retain(|known| known != id);
             selection.good.insert(0, id.into());
             selection.given_up.remove(id);
+            if let Some(grounds) = grounds {
+                selection.admitted.insert(id.into(), grounds);
+            }
             selection.runs = Some(id.into());
         })
     }
@@ -724,21 +952,29 @@ impl ModelStore {
 
     /// The version that a node should start with: the one it ran last, or the best one before it that is whole and
     /// fits; none, where it ran the float model.
-    pub fn pick(&self, node: &str, float: &FloatModel) -> Result<Pick, StoreError> {
-        let selection = self.selection(node)?;
+    pub fn pick(&self, terms: &Terms) -> Result<Pick, StoreError> {
+        let selection = self.selection(terms.node)?;
         match selection.runs {
-            Some(_) => Ok(self.last_good(&selection, float)),
+            Some(_) => Ok(self.last_good(&selection, terms)),
             None => Ok(Pick::default()),
         }
     }
 
     /// The version that ran last, running or not, that is whole and fits.
-    pub fn last_good(&self, selection: &Selection, float: &FloatModel) -> Pick {
+    pub fn last_good(&self, selection: &Selection, terms: &Terms) -> Pick {
         let mut pick = Pick::default();
         for id in &selection.good {
-            match self.fit(id, selection, float) {
+            let admitted = selection.admitted.get(id);
+            let fit = self.fit(id, selection, terms.float).and_then(|version| {
+                match admitted.is_some() || terms.unjudged || version.is_made_by(terms.node) {
+                    true => Ok(version),
+                    false => Err(Unfit::NotJudged),
+                }
+            });
+            match fit {
                 Ok(version) => {
                     pick.version = Some(version);
+                    pick.admitted = admitted.cloned();
                     break;
                 }
                 Err(unfit) => pick.skipped.push((id.clone(), unfit)),
@@ -766,14 +1002,19 @@ impl ModelStore {
                 found: version.recipe_format,
             });
         }
-        if let Some(unfit) = float.differs(&version) {
-            return Err(unfit);
+        if !float.has_files(&version.float_files) {
+            return Err(Unfit::OtherFloat);
         }
         if version.needs_exact_products && !has_exact_u8s8() {
             return Err(Unfit::Cpu);
         }
         version.verify()?;
-        Ok(version)
+        // One that does not load does not run either, and then says why.
+        let made = ModelDescription::load(&version.description()).ok();
+        match made.and_then(|made| float.differs(&made)) {
+            Some(unfit) => Err(unfit),
+            None => Ok(version),
+        }
     }
 }
 
@@ -789,11 +1030,6 @@ impl Incoming {
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
-}
-
-/// Whether this is the name of a file in a folder and nothing else: no path, nothing hidden.
-fn is_plain(name: &str) -> bool {
-    !name.is_empty() && !name.starts_with('.') && !name.contains(['/', '\\', '\0'])
 }
 
 /// A name as the name of a file.
@@ -813,7 +1049,8 @@ fn key(name: &str) -> String {
 fn content(files: &[FileRecord], accepted: bool) -> String {
     let mut hash = Sha256::new();
     hash.update([u8::from(accepted)]);
-    for record in files.iter().filter(|f| !f.file.starts_with("report.")) {
+    let of_model = |record: &&FileRecord| !REPORTS.contains(&record.file.as_str());
+    for record in files.iter().filter(of_model) {
         hash.update(record.file.as_bytes());
         hash.update([0]);
         hash.update(record.sha256.as_bytes());
@@ -822,17 +1059,22 @@ fn content(files: &[FileRecord], accepted: bool) -> String {
 }
 
 fn read_selection(path: &Path) -> Result<Selection, StoreError> {
-    let text = match fs::read_to_string(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Selection::default()),
-        Err(error) => return Err(io("read", path)(error)),
-    };
     let damaged = |reason| StoreError::Damaged {
         path: path.to_owned(),
         reason,
     };
+    let read =
+        files::open_no_link(path, MOST_RECORD).and_then(|file| files::read_open(file, MOST_RECORD));
+    let text = match read {
+        Ok(text) => text,
+        Err(FileError::Io(error)) if error.kind() == ErrorKind::NotFound => {
+            return Ok(Selection::default());
+        }
+        Err(FileError::Io(error)) => return Err(io("read", path)(error)),
+        Err(error) => return Err(damaged(error.to_string())),
+    };
     let selection: Selection =
-        serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        serde_json::from_slice(&text).map_err(|error| damaged(error.to_string()))?;
     if selection.format != FORMAT {
         return Err(damaged(format!(
             "it has format {}; this version reads {FORMAT}",
@@ -901,6 +1143,14 @@ mod tests {
 
     /// Adds a model whose weights are `weights`.
     fn add(store: &ModelStore, weights: &str, change: impl FnOnce(&mut Report)) -> Version {
+        try_add(store, weights, change).unwrap()
+    }
+
+    fn try_add(
+        store: &ModelStore,
+        weights: &str,
+        change: impl FnOnce(&mut Report),
+    ) -> Result<Version, StoreError> {
         let incoming = store.incoming().unwrap();
         let made = incoming.path().join("model");
         fs::create_dir(&made).unwrap();
@@ -912,9 +1162,19 @@ mod tests {
         change(&mut report);
         fs::write(made.join("model.yaml"), "name: demo\n").unwrap();
         fs::write(made.join("backbone.onnx"), weights).unwrap();
+        report.int8_files = vec![FileRecord::of(&made.join("backbone.onnx")).unwrap()];
         let text = serde_json::to_string(&report).unwrap();
         fs::write(made.join("report.json"), text).unwrap();
-        store.add(&made, Some(NODE)).unwrap()
+        store.add(&made, Some(NODE))
+    }
+
+    /// What `NODE` is to start with.
+    fn pick_for_node(store: &ModelStore, float: &FloatModel) -> Result<Pick, StoreError> {
+        store.pick(&Terms {
+            node: NODE,
+            float,
+            unjudged: false,
+        })
     }
 
     fn ids(store: &ModelStore) -> Vec<String> {
@@ -946,30 +1206,33 @@ mod tests {
     fn a_node_starts_with_the_newest_good_model_that_is_whole() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path(), 9);
-        assert!(store.pick(NODE, &float()).unwrap().version.is_none());
+        assert!(pick_for_node(&store, &float()).unwrap().version.is_none());
         let old = add(&store, "old", |_| ());
         let new = add(&store, "new", |_| ());
         for version in [&old, &new] {
             store.run(NODE, &version.id).unwrap();
         }
-        let pick = store.pick(NODE, &float()).unwrap();
+        let pick = pick_for_node(&store, &float()).unwrap();
         assert_eq!((pick.version, pick.skipped.len()), (Some(new.clone()), 0));
 
         fs::write(new.folder.join("backbone.onnx"), "bad").unwrap();
-        let pick = store.pick(NODE, &float()).unwrap();
+        let pick = pick_for_node(&store, &float()).unwrap();
         assert_eq!(pick.version, Some(old.clone()));
         let (skipped, why) = &pick.skipped[0];
         assert_eq!(*skipped, new.id);
         assert!(why.to_string().contains("backbone.onnx"), "{why}");
 
         fs::remove_file(old.folder.join(VERSION_FILE)).unwrap();
-        let pick = store.pick(NODE, &float()).unwrap();
+        let pick = pick_for_node(&store, &float()).unwrap();
         assert!(pick.version.is_none() && pick.skipped.len() == 2);
         // What is damaged is listed, and made again it is whole.
         assert_eq!(store.list().unwrap().damaged.len(), 1);
         let mended = add(&store, "old", |_| ());
         assert_eq!(mended.id, old.id);
-        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(mended));
+        assert_eq!(
+            pick_for_node(&store, &float()).unwrap().version,
+            Some(mended)
+        );
     }
 
     #[test]
@@ -978,7 +1241,7 @@ mod tests {
         let store = store(folder.path(), 9);
         let reason = |version: &Version, float: &FloatModel| {
             store.run(NODE, &version.id).unwrap();
-            let pick = store.pick(NODE, float).unwrap();
+            let pick = pick_for_node(&store, float).unwrap();
             assert!(pick.skipped.iter().all(|(id, _)| ids(&store).contains(id)));
             pick.skipped[0].1.to_string()
         };
@@ -996,7 +1259,7 @@ mod tests {
         let exact = add(&store, "exact", |r| r.reduced_range = false);
         assert!(exact.needs_exact_products);
         store.run(NODE, &exact.id).unwrap();
-        let picked = store.pick(NODE, &float()).unwrap().version;
+        let picked = pick_for_node(&store, &float()).unwrap().version;
         assert_eq!(picked == Some(exact), has_exact_u8s8());
     }
 
@@ -1013,14 +1276,20 @@ mod tests {
             (&None, &vec![old.id.clone()])
         );
         // Float ran last, so float starts; asked for INT8, it is the one before.
-        assert!(store.pick(NODE, &float()).unwrap().version.is_none());
-        let last = store.last_good(&selection, &float());
+        assert!(pick_for_node(&store, &float()).unwrap().version.is_none());
+        let float = float();
+        let terms = Terms {
+            node: NODE,
+            float: &float,
+            unjudged: false,
+        };
+        let last = store.last_good(&selection, &terms);
         assert_eq!(last.version, Some(old));
-        let why = store.fit(&new.id, &selection, &float()).unwrap_err();
+        let why = store.fit(&new.id, &selection, &float).unwrap_err();
         assert!(why.to_string().contains("not finite"));
         let selection = store.run(NODE, &new.id).unwrap();
         assert!(selection.given_up.is_empty());
-        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(new));
+        assert_eq!(pick_for_node(&store, &float).unwrap().version, Some(new));
     }
 
     #[test]
@@ -1037,14 +1306,28 @@ mod tests {
         let fourth = add(&store, "fourth", |_| ());
         assert_eq!(ids(&store), [used.id.as_str(), &third.id, &fourth.id]);
 
-        let small = ModelStore {
+        // Models differ by some bytes, as their reports do.
+        let small = |bytes: u64| ModelStore {
             limits: Limits {
-                bytes: 1,
+                bytes,
                 ..Limits::NONE
             },
             ..store.clone()
         };
-        let fifth = add(&small, "fifth", |_| ());
+        let two = small(used.bytes() + fourth.bytes() + 100);
+        let fifth = add(&two, "fifth", |_| ());
+        assert_eq!(ids(&store), [used.id.as_str(), &fifth.id]);
+
+        // Where it would not do, nothing leaves for it.
+        let one = small(used.bytes() + 100);
+        let full = try_add(&one, "sixth", |_| ()).unwrap_err();
+        assert!(matches!(full, StoreError::Full { .. }), "{full}");
+        let said = full.to_string();
+        assert!(
+            said.contains("store.max_mb") && said.contains(&used.id),
+            "{said}"
+        );
+        assert!(one.has_room(fifth.bytes()).is_err() && two.has_room(fifth.bytes()).is_ok());
         assert_eq!(ids(&store), [used.id, fifth.id]);
     }
 
@@ -1096,7 +1379,12 @@ mod tests {
         assert!(ids(&store).is_empty());
         // What remains of it in the selection is a skipped candidate, no more.
         let selection = store.selection(NODE).unwrap();
-        assert!(store.last_good(&selection, &float()).version.is_none());
+        let terms = Terms {
+            node: NODE,
+            float: &float(),
+            unjudged: true,
+        };
+        assert!(store.last_good(&selection, &terms).version.is_none());
     }
 
     #[test]
@@ -1107,11 +1395,241 @@ mod tests {
         store.run(NODE, &version.id).unwrap();
         let path = store.selection_file(NODE);
         fs::write(&path, "{\"format\":1,\"ru").unwrap();
-        let error = store.pick(NODE, &float()).unwrap_err().to_string();
+        let error = pick_for_node(&store, &float()).unwrap_err().to_string();
         assert!(error.contains("vehicle.front.json"), "{error}");
         assert!(store.selections().unwrap().is_empty());
         store.run(NODE, &version.id).unwrap();
-        assert_eq!(store.pick(NODE, &float()).unwrap().version, Some(version));
+        assert_eq!(
+            pick_for_node(&store, &float()).unwrap().version,
+            Some(version)
+        );
+    }
+
+    #[test]
+    fn a_record_that_is_no_regular_file_of_sane_size_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        store.run(NODE, &version.id).unwrap();
+        let records = [
+            version.folder.join(VERSION_FILE),
+            store.selection_file(NODE),
+        ];
+        let kept = records.each_ref().map(|path| fs::read(path).unwrap());
+        let read = |index: usize| match index {
+            0 => store.list().unwrap().damaged.pop().unwrap(),
+            _ => store.selection(NODE).unwrap_err(),
+        };
+        for (index, path) in records.iter().enumerate() {
+            fs::remove_file(path).unwrap();
+            std::os::unix::fs::symlink("/dev/zero", path).unwrap();
+            let error = read(index).to_string();
+            assert!(error.contains("a symbolic link"), "{error}");
+            fs::remove_file(path).unwrap();
+            File::create(path).unwrap().set_len(1 << 40).unwrap();
+            let error = read(index).to_string();
+            assert!(error.contains("at most"), "{error}");
+            fs::write(path, &kept[index]).unwrap();
+        }
+        assert_eq!(
+            pick_for_node(&store, &float()).unwrap().version,
+            Some(version)
+        );
+    }
+
+    /// Writes a model's record anew.
+    fn rewrite(version: &Version, change: impl FnOnce(&mut Version)) {
+        let mut record = version.clone();
+        change(&mut record);
+        let text = serde_json::to_string(&record).unwrap();
+        fs::write(version.folder.join(VERSION_FILE), text).unwrap();
+    }
+
+    #[test]
+    fn a_record_names_files_of_its_folder_only_and_they_are_what_it_was_named_by() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |r| r.check.verdict.accepted = false);
+        let damaged = |part: &str| {
+            let said = store.list().unwrap().damaged.pop().unwrap().to_string();
+            assert!(said.contains(part), "{said}");
+            assert!(store.find(&version.id).is_err());
+        };
+        for odd in ["/dev/zero", "../model.yaml", "a/b", ""] {
+            rewrite(&version, |v| v.files[0].file = odd.into());
+            damaged("no name of a file");
+        }
+        rewrite(&version, |v| v.files[0].sha256 = "00".repeat(32));
+        damaged("was named by");
+        // The gate's word is part of the name.
+        rewrite(&version, |v| v.verdict.accepted = true);
+        damaged("was named by");
+        rewrite(&version, |v| v.files.retain(|f| f.file != "model.yaml"));
+        damaged("no model.yaml");
+        rewrite(&version, |v| v.files.push(v.files[0].clone()));
+        damaged("a file twice");
+        // Sizes and numbers at the end of their range.
+        rewrite(&version, |v| {
+            v.number = u64::MAX;
+            v.files.iter_mut().for_each(|f| f.bytes = u64::MAX);
+        });
+        let odd = store.find(&version.id).unwrap();
+        assert_eq!(odd.bytes(), u64::MAX);
+        assert!(odd.verify().unwrap_err().to_string().contains("too large"));
+        assert_eq!(add(&store, "2", |_| ()).number, u64::MAX);
+    }
+
+    #[test]
+    fn a_stored_file_that_is_no_regular_one_is_damage_and_is_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        let file = version.folder.join("backbone.onnx");
+        let aside = folder.path().join("elsewhere.onnx");
+        fs::rename(&file, &aside).unwrap();
+        let damaged = |part: &str| {
+            let said = version.verify().unwrap_err().to_string();
+            assert!(
+                said.contains("backbone.onnx") && said.contains(part),
+                "{said}"
+            );
+            fs::remove_file(&file).unwrap();
+        };
+        std::os::unix::fs::symlink(&aside, &file).unwrap();
+        damaged("a symbolic link");
+        std::os::unix::fs::symlink("/dev/zero", &file).unwrap();
+        damaged("a symbolic link");
+        {
+            use rustix::fs::{CWD, FileType, Mode, mknodat};
+            mknodat(CWD, &file, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        }
+        damaged("a FIFO");
+        // A folder of the store that lies elsewhere is none of its models.
+        fs::rename(&aside, &file).unwrap();
+        let moved = folder.path().join("moved");
+        fs::rename(&version.folder, &moved).unwrap();
+        std::os::unix::fs::symlink(&moved, &version.folder).unwrap();
+        assert!(store.list().unwrap().versions.is_empty());
+    }
+
+    #[test]
+    fn a_folder_whose_files_are_not_those_of_its_report_is_not_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let made = folder.path().join("made");
+        let write = |weights: &str, change: &dyn Fn(&mut Report)| {
+            let _ = fs::remove_dir_all(&made);
+            fs::create_dir(&made).unwrap();
+            fs::write(made.join("model.yaml"), "no: model").unwrap();
+            fs::write(made.join("backbone.onnx"), "as made").unwrap();
+            let mut report = crate::ptq::report::tests::sample();
+            report.int8_files = vec![FileRecord::of(&made.join("backbone.onnx")).unwrap()];
+            change(&mut report);
+            fs::write(made.join("backbone.onnx"), weights).unwrap();
+            fs::write(
+                made.join("report.json"),
+                serde_json::to_string(&report).unwrap(),
+            )
+            .unwrap();
+        };
+        let refused = |part: &str| {
+            let files = fs::read_dir(&made).unwrap().map(|entry| {
+                let entry = entry.unwrap();
+                let name = entry.file_name().into_string().unwrap();
+                (name, fs::read(entry.path()).unwrap())
+            });
+            let files: Vec<_> = files.collect();
+            for refused in [
+                store.import(&made),
+                store.import_files(&files),
+                store.add(&made, Some(NODE)),
+            ] {
+                let said = refused.unwrap_err().to_string();
+                // The hashes come before anything is parsed, so it is not told that this is no description.
+                assert!(
+                    said.contains(part) && !said.contains("it is no model"),
+                    "{said}"
+                );
+            }
+        };
+        for damaged in ["as mad3", "as made and more", "as"] {
+            write(damaged, &|_| ());
+            refused("backbone.onnx has ");
+        }
+        write("as made", &|report| report.int8_files.clear());
+        refused("names none of them");
+        for name in ["../backbone.onnx", "/dev/zero", ".."] {
+            write("as made", &|report| report.int8_files[0].file = name.into());
+            refused("no name of a file in a model's folder");
+        }
+        write("as made", &|report| report.int8_files[0].bytes = u64::MAX);
+        refused("backbone.onnx");
+        assert!(ids(&store).is_empty());
+    }
+
+    #[test]
+    fn what_comes_into_the_store_are_regular_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        let linked = folder.path().join("linked");
+        fs::create_dir(&linked).unwrap();
+        for name in ["model.yaml", "backbone.onnx", "report.json"] {
+            std::os::unix::fs::symlink(version.folder.join(name), linked.join(name)).unwrap();
+        }
+        let said = store.import(&linked).unwrap_err().to_string();
+        assert!(said.contains("symbolic link"), "{said}");
+        // What the report does not list stays behind, whatever it is.
+        for name in ["model.yaml", "backbone.onnx", "report.json"] {
+            fs::remove_file(linked.join(name)).unwrap();
+            fs::copy(version.folder.join(name), linked.join(name)).unwrap();
+        }
+        std::os::unix::fs::symlink("/etc/passwd", linked.join("passwd")).unwrap();
+        let said = store.import(&linked).unwrap_err().to_string();
+        assert!(
+            said.contains("it is no model"),
+            "it comes to the description: {said}"
+        );
+    }
+
+    #[test]
+    fn a_model_that_another_made_starts_only_where_it_was_admitted() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), 9);
+        let version = add(&store, "1", |_| ());
+        rewrite(&version, |v| v.node = Some("/vehicle/rear".into()));
+        store.run(NODE, &version.id).unwrap();
+        let picked = pick_for_node(&store, &float()).unwrap();
+        assert!(picked.version.is_none());
+        assert!(matches!(picked.skipped[0].1, Unfit::NotJudged));
+        let float = float();
+        let lenient = Terms {
+            node: NODE,
+            float: &float,
+            unjudged: true,
+        };
+        assert!(store.pick(&lenient).unwrap().version.is_some());
+        let own = Terms {
+            node: "vehicle/rear",
+            unjudged: false,
+            ..lenient
+        };
+        store.run(own.node, &version.id).unwrap();
+        assert!(store.pick(&own).unwrap().version.is_some());
+        let grounds = Admitted {
+            frames: 4,
+            text: "it agrees".into(),
+        };
+        store
+            .run_admitted(NODE, &version.id, Some(grounds.clone()))
+            .unwrap();
+        let picked = pick_for_node(&store, &float).unwrap();
+        assert!(picked.version.is_some() && picked.admitted == Some(grounds.clone()));
+        // Chosen again it is still known; given up it is not.
+        let selection = store.run(NODE, &version.id).unwrap();
+        assert_eq!(selection.admitted.get(&version.id), Some(&grounds));
+        let selection = store.give_up(NODE, &version.id, "bad").unwrap();
+        assert!(selection.admitted.is_empty());
     }
 
     #[test]

@@ -6,12 +6,13 @@ use anyhow::bail;
 use serde::Serialize;
 
 use super::detect::RuntimeArgs;
-use super::input::FrameArgs;
+use super::input::{FrameArgs, load_model};
+use super::numbers::within;
 use super::output::{check_file, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
 use crate::cloud::summary::InputSummary;
-use crate::detector::{Detector, ModelDescription, Timing, runtime};
+use crate::detector::{Detector, Timing, runtime};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -23,10 +24,10 @@ pub struct Args {
     #[command(flatten)]
     runtime: RuntimeArgs,
     /// Times that each frame is measured
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = within(1..=100_000))]
     repeat: usize,
     /// Runs before the measurement, not counted
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = within(0..=100_000))]
     warmup: usize,
     /// Also write the figures as JSON
     #[arg(long, value_name = "FILE")]
@@ -115,7 +116,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     let options = args.runtime.options();
     let mut detectors = Vec::new();
     for path in &args.model {
-        let model = ModelDescription::load(path)?;
+        let model = load_model(path)?;
         detectors.push(Detector::load(&model, &options)?);
     }
     // Two models that read different inputs could not be compared on the same frames.

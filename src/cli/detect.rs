@@ -7,7 +7,8 @@ use anyhow::Context;
 use ndarray::{ArrayView, Dimension};
 use serde::Serialize;
 
-use super::input::{FrameArgs, insert_unique};
+use super::input::{FrameArgs, insert_unique, load_model};
+use super::numbers::{THREADS, within};
 use super::output::{check_file, check_folder, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
@@ -38,7 +39,7 @@ pub struct Args {
 #[derive(clap::Args, Clone)]
 pub struct RuntimeArgs {
     /// Threads within an operator; 0 means one per core
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = within(THREADS))]
     pub threads: usize,
     /// What runs the network: cpu, cuda, tensorrt or openvino
     #[arg(long, default_value_t = Provider::Cpu)]
@@ -94,7 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     if let Some(folder) = &args.dump {
         check_folder(folder)?;
     }
-    let model = ModelDescription::load(&args.model)?;
+    let model = load_model(&args.model)?;
     let mut detector = Detector::load(&model, &args.runtime.options())?;
     let mut found: BTreeMap<i64, Vec<Record<'_>>> = BTreeMap::new();
     let mut milliseconds = 0.0;
@@ -184,7 +185,7 @@ fn save_npy<D: Dimension>(path: &Path, array: ArrayView<'_, f32, D>) -> anyhow::
     for value in array {
         bytes.extend(value.to_le_bytes());
     }
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    write_whole(path, |file| Ok(file.write_all(&bytes)?))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use super::detect::RuntimeArgs;
 use super::{Ended, terminal};
 use crate::cloud::Points;
 use crate::detector::{Detector, ModelDescription, runtime};
+use crate::ptq::report::Report;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -294,6 +295,7 @@ fn check_model(path: &Path, args: &Args) -> Check {
     const NAME: &str = "model";
     let attempt = || -> anyhow::Result<String> {
         let model = ModelDescription::load(path)?;
+        Report::check_beside(&model)?;
         let mut detector = Detector::load(&model, &args.runtime.options())?;
         let inference = detector.detect(&Points::default())?;
         Ok(format!(

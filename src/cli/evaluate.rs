@@ -9,7 +9,8 @@ use serde::Serialize;
 
 use super::columns::{number as cell, table};
 use super::detect::RuntimeArgs;
-use super::input::{Intake, SensorPose, Strictness, insert_unique, parse_pose};
+use super::input::{Intake, SensorPose, Strictness, insert_unique, load_model, parse_pose};
+use super::numbers::{FRAMES, within};
 use super::output::{check_file, write_whole};
 use super::{Ended, terminal};
 use crate::cloud::Points;
@@ -58,7 +59,7 @@ pub struct Args {
     classes: Vec<String>,
     /// Score from which a model's detections enter the precision-recall curve, whatever its
     /// description says; the agreement of two models keeps to their descriptions
-    #[arg(long, value_name = "SCORE", default_value_t = 0.05)]
+    #[arg(long, value_name = "SCORE", default_value_t = 0.05, value_parser = within(0.0..=1.0))]
     score_threshold: f32,
 
     /// rosbag2 folder, .mcap or .db3 file. With --detections it only serves to count the LiDAR
@@ -76,7 +77,7 @@ pub struct Args {
     #[arg(long, value_name = "FRAME", default_value = "base_link")]
     model_frame: String,
     /// Look at the first frames only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = within(FRAMES))]
     limit: Option<usize>,
     #[command(flatten)]
     strictness: Strictness,
@@ -96,7 +97,7 @@ pub struct Args {
     class_map: String,
 
     /// Leave out everything at or beyond this range, metres
-    #[arg(long, value_name = "M")]
+    #[arg(long, value_name = "M", value_parser = within(0.0..=1e6))]
     max_range: Option<f32>,
     /// Azimuth interval that is labelled: from,to in degrees counter-clockwise from +x
     #[arg(long, value_name = "DEG,DEG", value_parser = parse_sector, allow_hyphen_values = true)]
@@ -108,13 +109,13 @@ pub struct Args {
     #[arg(long, value_name = "M,M", value_delimiter = ',', default_values_t = [30.0, 50.0])]
     bands: Vec<f32>,
     /// Resamples of the bootstrap for the difference of two models
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = within(0..=1_000_000))]
     resamples: usize,
     /// Seed of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// Frames that the bootstrap draws as one run; neighbouring sweeps are not independent
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(FRAMES))]
     block: usize,
 
     /// Hold the agreement of two models against the gate of this recipe; exit code 3 where it refuses the second one
@@ -238,8 +239,8 @@ fn run_models(args: &Args, first: &Path) -> anyhow::Result<Runs> {
     let models: Vec<ModelDescription> = paths
         .into_iter()
         .flatten()
-        .map(ModelDescription::load)
-        .collect::<Result<_, _>>()?;
+        .map(load_model)
+        .collect::<anyhow::Result<_>>()?;
     let classes = models[0].classes.clone();
     for model in &models {
         ensure!(

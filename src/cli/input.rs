@@ -7,16 +7,30 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::ensure;
 
+use super::numbers::{FRAMES, within};
 use super::sweeps::Sweeps;
 use super::{Ended, terminal};
-use crate::bag::Stamp;
+use crate::bag::{BagError, Limits, Reader, Stamp};
 use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameError, Frames, InputOptions, Loss};
 use crate::cloud::summary::{InputSummary, InputTally};
 use crate::detector::ModelDescription;
+use crate::ptq::report::Report;
+
+/// Reads the description of a model to run. One that is not what it was when it was quantized runs, and that is told: it
+/// may have been changed on purpose.
+pub fn load_model(path: &Path) -> anyhow::Result<ModelDescription> {
+    let model = ModelDescription::load(path)?;
+    if let Err(changed) = Report::check_beside(&model) {
+        tracing::warn!("{changed}");
+    }
+    Ok(model)
+}
 
 /// Which clouds of a bag are read, and how they come into the model's frame.
 #[derive(clap::Args, Clone, Default)]
@@ -45,6 +59,58 @@ pub struct Strictness {
     /// going on without it
     #[arg(long)]
     pub strict: bool,
+    #[command(flatten)]
+    pub limits: BagLimits,
+}
+
+/// What a bag may make its reader spend, see [`Limits`].
+#[derive(clap::Args, Clone, Copy, Default)]
+pub struct BagLimits {
+    /// Largest message that is read from a bag, unpacked [default: 256]
+    #[arg(long, value_name = "MB", help_heading = BAG_LIMITS)]
+    pub max_message_mb: Option<u64>,
+    /// Largest chunk of an MCAP file that is read, unpacked [default: 512]
+    #[arg(long, value_name = "MB", help_heading = BAG_LIMITS)]
+    pub max_chunk_mb: Option<u64>,
+    /// Largest file that a packed one of a bag may become on the disk [default: 65536]
+    #[arg(long, value_name = "MB", help_heading = BAG_LIMITS)]
+    pub max_unpacked_mb: Option<u64>,
+    /// How many times its size a bag may unpack to in one pass, above 4 GB that any bag may (a packed file: above
+    /// 256 MB) [default: 64]
+    #[arg(long, value_name = "FACTOR", help_heading = BAG_LIMITS)]
+    pub max_expansion: Option<u64>,
+    /// Memory for the times and places of a bag's messages [default: 1024]
+    #[arg(long, value_name = "MB", help_heading = BAG_LIMITS)]
+    pub max_index_mb: Option<u64>,
+    /// Most files of a bag [default: 20000]
+    #[arg(long, value_name = "N", help_heading = BAG_LIMITS)]
+    pub max_bag_files: Option<usize>,
+    /// Most topics of a bag [default: 65536]
+    #[arg(long, value_name = "N", help_heading = BAG_LIMITS)]
+    pub max_bag_topics: Option<usize>,
+    /// Follow links in a bag's folder that lead out of it
+    #[arg(long, help_heading = BAG_LIMITS)]
+    pub follow_links: bool,
+}
+
+const BAG_LIMITS: &str = "Limits to what a bag may cost its reader";
+
+impl BagLimits {
+    pub fn limits(&self) -> Limits {
+        let default = Limits::default();
+        let bytes = |mb: Option<u64>, default| mb.map_or(default, |mb| mb.saturating_mul(1 << 20));
+        Limits {
+            message_bytes: bytes(self.max_message_mb, default.message_bytes),
+            chunk_bytes: bytes(self.max_chunk_mb, default.chunk_bytes),
+            file_bytes: bytes(self.max_unpacked_mb, default.file_bytes),
+            expansion: self.max_expansion.unwrap_or(default.expansion),
+            index_bytes: bytes(self.max_index_mb, default.index_bytes),
+            files: self.max_bag_files.unwrap_or(default.files),
+            topics: self.max_bag_topics.unwrap_or(default.topics),
+            follow_links: self.follow_links,
+            stop: None,
+        }
+    }
 }
 
 impl InputArgs {
@@ -80,7 +146,7 @@ pub struct FrameArgs {
     #[command(flatten)]
     pub input: InputArgs,
     /// Read at most this many frames
-    #[arg(long)]
+    #[arg(long, value_parser = within(FRAMES))]
     pub limit: Option<usize>,
 }
 
@@ -114,6 +180,7 @@ pub enum InputError {
 #[derive(Clone)]
 pub struct Intake {
     strict: bool,
+    limits: Limits,
     /// Tells nothing.
     silent: bool,
     state: Rc<RefCell<State>>,
@@ -140,17 +207,34 @@ impl Intake {
     pub fn new(strictness: Strictness) -> Self {
         Intake {
             strict: strictness.strict,
+            limits: strictness.limits.limits(),
             silent: false,
             state: Rc::default(),
         }
     }
 
     /// For clouds that are read once more later, when what is lost is told.
-    pub fn silent() -> Self {
+    pub fn silent(&self) -> Self {
         Intake {
+            strict: false,
+            limits: self.limits.clone(),
             silent: true,
-            ..Self::new(Strictness::default())
+            state: Rc::default(),
         }
+    }
+
+    /// Reading ends with an error when the flag is raised.
+    pub fn stopped_by(mut self, stop: Arc<AtomicBool>) -> Self {
+        self.limits.stop = Some(stop);
+        self
+    }
+
+    /// The bag, without anything read from it that is counted.
+    pub fn reader(&self, bag: &Path) -> Result<Reader, InputError> {
+        Reader::open_with(bag, &self.limits).map_err(|source| InputError::Open {
+            bag: bag.into(),
+            source: Box::new(source.into()),
+        })
     }
 
     fn warn(&self, text: &str) {
@@ -161,7 +245,8 @@ impl Intake {
 
     /// The frames of a bag that can be used.
     pub fn open(&self, bag: &Path, options: &InputOptions) -> Result<Clouds, InputError> {
-        let frames = Frames::open(bag, options).map_err(|source| InputError::Open {
+        let reader = self.reader(bag)?;
+        let frames = Frames::from_reader(&reader, options).map_err(|source| InputError::Open {
             bag: bag.into(),
             source: Box::new(source),
         })?;
@@ -346,11 +431,11 @@ impl Clouds {
                     return Ok(Some(frame));
                 }
                 Some(Err(error)) => match error.loss() {
-                    Some(loss) => {
+                    Some(loss) if !matches!(error, FrameError::Bag(BagError::Stopped(_))) => {
                         let text = error.to_string();
                         self.intake.lose(&mut state, &self.bag, loss, text)?;
                     }
-                    None => {
+                    _ => {
                         return Err(InputError::Open {
                             bag: self.bag.clone(),
                             source: Box::new(error),
@@ -482,7 +567,10 @@ mod tests {
     fn where_nothing_may_be_lost_the_first_loss_ends_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = bag(folder.path(), &[true, false, true]);
-        let intake = Intake::new(Strictness { strict: true });
+        let intake = Intake::new(Strictness {
+            strict: true,
+            ..Strictness::default()
+        });
         let items: Vec<_> = intake.open(&path, &options()).unwrap().collect();
         let [Ok(_), Err(error)] = items.as_slice() else {
             panic!("{} items", items.len())

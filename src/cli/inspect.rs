@@ -5,12 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::input::BagLimits;
 use super::{Ended, terminal};
 use crate::bag::msg::{Message, PointCloud2, PointField, TfMessage};
-use crate::bag::{BagError, Reader, Stamp};
+use crate::bag::{BagError, Limits, RawMessage, Reader, Stamp};
 use crate::cloud::{DecodeOptions, decode_with_stats};
 use crate::detector::description::ModelDescription;
 use crate::onnx;
+use crate::text::{one_line, shown, shown_all};
+
+/// Longest error in a list of them that is shown whole, in characters.
+const LONGEST_ERROR: usize = 500;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -22,6 +27,8 @@ pub struct Args {
     /// Read every message of a bag, and fail if any is damaged
     #[arg(long)]
     check: bool,
+    #[command(flatten)]
+    limits: BagLimits,
 }
 
 pub fn run(args: Args) -> anyhow::Result<Ended> {
@@ -35,7 +42,7 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         print(&args, &inspect_model(&model)?, ModelSummary::text)?;
         return Ok(Ended::Done);
     }
-    let summary = inspect_bag(path, args.check)?;
+    let summary = inspect_bag(path, args.check, &args.limits.limits())?;
     print(&args, &summary, BagSummary::text)?;
     let damaged = summary.check.as_ref().map_or(0, |check| check.errors.len());
     anyhow::ensure!(
@@ -85,11 +92,11 @@ struct Value {
 impl Value {
     fn text(&self) -> String {
         let Some(shape) = &self.shape else {
-            return self.name.clone();
+            return shown(&self.name);
         };
         let dimension = |d: &Option<i64>| d.map_or("?".to_owned(), |d| d.to_string());
         let shape: Vec<String> = shape.iter().map(dimension).collect();
-        format!("{} [{}]", self.name, shape.join(", "))
+        format!("{} [{}]", shown(&self.name), shape.join(", "))
     }
 }
 
@@ -105,7 +112,7 @@ fn inspect_onnx(path: &Path) -> anyhow::Result<OnnxSummary> {
     Ok(OnnxSummary {
         kind: "onnx",
         path: path.to_owned(),
-        bytes: onnx::Outline::read(path)?.bytes()?,
+        bytes: onnx::Outline::read(path)?.bytes(),
         opset: model.opset(),
         inputs: values(model.input_names()),
         outputs: values(model.output_names()),
@@ -122,7 +129,7 @@ impl OnnxSummary {
         let nodes: Vec<String> = self
             .nodes
             .iter()
-            .map(|(operator, count)| format!("{count} {operator}"))
+            .map(|(operator, count)| format!("{count} {}", shown(operator)))
             .collect();
         format!(
             "{}: ONNX, opset {}, {}\n  in    {}\n  out   {}\n  nodes {}\n",
@@ -264,27 +271,23 @@ struct Check {
 /// How many transform messages of a bag to look at: enough to meet every publisher.
 const TRANSFORMS_READ: usize = 1000;
 
-fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
-    let reader = Reader::open(path)?;
+/// How many transforms of a bag to list.
+const TRANSFORMS_LISTED: usize = 10_000;
+
+fn inspect_bag(path: &Path, check: bool, limits: &Limits) -> anyhow::Result<BagSummary> {
+    let reader = Reader::open_with(path, limits)?;
     let mut topics = Vec::new();
     for topic in reader.topics() {
-        let mut summary = TopicSummary {
+        topics.push(TopicSummary {
             name: topic.name.clone(),
             type_name: topic.type_name.clone(),
             count: topic.count,
             encoding: topic.encoding.clone(),
             first_cloud: None,
             error: None,
-        };
-        let readable = topic.encoding.is_none() && topic.count != Some(0);
-        if readable && topic.type_name == PointCloud2::TYPE {
-            match first_cloud(&reader, &topic.name) {
-                Ok(cloud) => summary.first_cloud = cloud,
-                Err(error) => summary.error = Some(terminal::causes(&error)),
-            }
-        }
-        topics.push(summary);
+        });
     }
+    first_clouds(&reader, &mut topics);
     let tf: Vec<&str> = reader
         .topics_of_type(TfMessage::TYPE)
         .map(|topic| topic.name.as_str())
@@ -297,6 +300,7 @@ fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
             .take(TRANSFORMS_READ)
             .filter_map(|message| TfMessage::decode(&message.data).ok())
             .flat_map(|tf| tf.transforms)
+            .take(TRANSFORMS_LISTED)
             .map(|transform| (transform.child_frame_id, transform.header.frame_id))
             .collect(),
     };
@@ -315,19 +319,45 @@ fn inspect_bag(path: &Path, check: bool) -> anyhow::Result<BagSummary> {
     })
 }
 
-fn first_cloud(reader: &Reader, topic: &str) -> anyhow::Result<Option<CloudSummary>> {
-    let mut damage = None;
-    let mut messages = reader.messages(&[topic]);
-    let good = messages.find_map(|item| match item {
-        Ok(message) => Some(message),
-        Err(error) => {
-            damage.get_or_insert(error);
-            None
-        }
-    });
-    let Some(message) = good else {
-        return damage.map_or(Ok(None), |error| Err(error.into()));
+/// Looks at the first cloud of each topic, in one pass over the bag: a topic whose messages are not there, or cannot be
+/// read, shows only at its end.
+fn first_clouds(reader: &Reader, topics: &mut [TopicSummary]) {
+    let readable = |topic: &TopicSummary| {
+        topic.encoding.is_none() && topic.count != Some(0) && topic.type_name == PointCloud2::TYPE
     };
+    let mut wanted: BTreeMap<String, &mut TopicSummary> = topics
+        .iter_mut()
+        .filter(|topic| readable(topic))
+        .map(|topic| (topic.name.clone(), topic))
+        .collect();
+    let mut damage = None;
+    let names: Vec<String> = wanted.keys().cloned().collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut messages = reader.messages(&names);
+    while !wanted.is_empty()
+        && let Some(item) = messages.next()
+    {
+        match item {
+            Ok(message) => {
+                let Some(topic) = wanted.remove(&*message.topic) else {
+                    continue;
+                };
+                match cloud_summary(&message) {
+                    Ok(cloud) => topic.first_cloud = Some(cloud),
+                    Err(error) => topic.error = Some(terminal::causes(&error)),
+                }
+            }
+            Err(error) => {
+                damage.get_or_insert_with(|| terminal::causes(&error.into()));
+            }
+        }
+    }
+    for topic in wanted.into_values() {
+        topic.error.clone_from(&damage);
+    }
+}
+
+fn cloud_summary(message: &RawMessage) -> anyhow::Result<CloudSummary> {
     let cloud = PointCloud2::decode(&message.data)?;
     let (points, stats) = decode_with_stats(&cloud, &DecodeOptions::default())?;
     let (mut min, mut max) = ([f32::INFINITY; 3], [f32::NEG_INFINITY; 3]);
@@ -347,7 +377,7 @@ fn first_cloud(reader: &Reader, topic: &str) -> anyhow::Result<Option<CloudSumma
     if points.is_empty() {
         (min, max, intensity) = ([0.0; 3], [0.0; 3], [0.0; 2]);
     }
-    Ok(Some(CloudSummary {
+    Ok(CloudSummary {
         stamp: cloud.header.stamp,
         frame_id: cloud.header.frame_id,
         width: cloud.width,
@@ -361,7 +391,7 @@ fn first_cloud(reader: &Reader, topic: &str) -> anyhow::Result<Option<CloudSumma
         intensity: stats.intensity.map(|name| (name, intensity)),
         rings: stats.ring.map(|name| (name, rings.len())),
         joined: stats.has_time_lag,
-    }))
+    })
 }
 
 fn describe_field(field: &PointField) -> String {
@@ -379,14 +409,20 @@ fn check_bag(reader: &Reader) -> Check {
         .iter()
         .map(|topic| (topic.name.as_str(), topic.type_name.as_str()))
         .collect();
-    let (mut messages, mut errors) = (0, Vec::new());
+    // Who has read so many knows the bag.
+    const TOLD: usize = 1000;
+    let (mut messages, mut errors, mut more) = (0, Vec::new(), 0u64);
+    let mut tell = |error: String| match errors.len() {
+        TOLD.. => more += 1,
+        _ => errors.push(error),
+    };
     for message in reader.all_messages() {
         let message = match message {
             Ok(message) => message,
             // No damage; it is said of the topic.
             Err(BagError::Encoding { .. }) => continue,
             Err(error) => {
-                errors.push(error.to_string());
+                tell(error.to_string());
                 continue;
             }
         };
@@ -406,8 +442,11 @@ fn check_bag(reader: &Reader) -> Check {
         };
         if let Err(error) = result {
             let time = Stamp(message.log_time);
-            errors.push(format!("{} at {time}: {error}", message.topic));
+            tell(format!("{} at {time}: {error}", message.topic));
         }
+    }
+    if more > 0 {
+        errors.push(format!("{more} more errors are not listed"));
     }
     Check { messages, errors }
 }
@@ -426,8 +465,13 @@ impl BagSummary {
             let count = topic
                 .count
                 .map_or("?".to_owned(), |count| count.to_string());
-            text += &format!("  topic {}, {count} x {}", topic.name, topic.type_name);
+            text += &format!(
+                "  topic {}, {count} x {}",
+                shown(&topic.name),
+                shown(&topic.type_name)
+            );
             if let Some(encoding) = &topic.encoding {
+                let encoding = shown(encoding);
                 text +=
                     &format!(", cannot be read: encoded as \"{encoding}\", not \"cdr\" (ROS 2)");
             }
@@ -436,16 +480,19 @@ impl BagSummary {
                 text += &cloud.text();
             }
             if let Some(error) = &topic.error {
-                text += &format!("          cannot be read: {error}\n");
+                text += &format!(
+                    "          cannot be read: {}\n",
+                    one_line(error, LONGEST_ERROR)
+                );
             }
         }
         for (child, parent) in &self.transforms {
-            text += &format!("  tf    {parent} -> {child}\n");
+            text += &format!("  tf    {} -> {}\n", shown(parent), shown(child));
         }
         if let Some(check) = &self.check {
             text += &format!("  {} messages read\n", check.messages);
             for error in &check.errors {
-                text += &format!("  error {error}\n");
+                text += &format!("  error {}\n", one_line(error, LONGEST_ERROR));
             }
         }
         text
@@ -458,12 +505,12 @@ impl CloudSummary {
             "          first cloud: frame {}, stamp {}, {} x {} points of {} bytes\n          \
              fields {}\n          {} points, {} not finite; x {:.1} to {:.1}, y {:.1} to {:.1}, \
              z {:.1} to {:.1} m\n",
-            self.frame_id,
+            shown(&self.frame_id),
             self.stamp,
             self.width,
             self.height,
             self.point_step,
-            self.fields.join(", "),
+            shown_all(&self.fields),
             self.points,
             self.non_finite,
             self.min[0],
@@ -475,11 +522,13 @@ impl CloudSummary {
         );
         text += "          ";
         text += &match &self.intensity {
-            Some((field, [low, high])) => format!("intensity from \"{field}\", {low} to {high}"),
+            Some((field, [low, high])) => {
+                format!("intensity from \"{}\", {low} to {high}", shown(field))
+            }
             None => "no intensity".to_owned(),
         };
         text += &match &self.rings {
-            Some((field, count)) => format!("; {count} rings from \"{field}\""),
+            Some((field, count)) => format!("; {count} rings from \"{}\"", shown(field)),
             None => "; no rings".to_owned(),
         };
         if self.joined {

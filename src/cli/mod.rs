@@ -13,6 +13,7 @@ pub mod evaluate;
 pub mod input;
 pub mod inspect;
 pub mod models;
+mod numbers;
 pub mod output;
 pub mod play;
 #[cfg(feature = "ros2")]
@@ -28,6 +29,8 @@ pub mod terminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::onnx::limit;
 
 /// How a subcommand ended that did its work. One that did not is an error, and its exit code 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +71,9 @@ struct Global {
     /// Say nothing but errors on standard error. Without it, RUST_LOG chooses what is said
     #[arg(long, global = true)]
     quiet: bool,
+    /// Size of a model at the most, all its files together; a larger one is not read
+    #[arg(long, global = true, value_name = "MB", default_value_t = limit::DEFAULT_MB)]
+    max_model_mb: u64,
 }
 
 // Made once per process, so its size does not matter.
@@ -104,6 +110,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     terminal::install(cli.global.quiet);
+    limit::set_mb(cli.global.max_model_mb);
     exit(match cli.command {
         Command::Detect(args) => detect::run(args),
         Command::Quantize(args) => quantize::run(args),

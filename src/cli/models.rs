@@ -11,7 +11,7 @@ use super::Ended;
 use super::columns::{number, table};
 use super::terminal::{print, print_json};
 use crate::calibration::ModelStore;
-use crate::calibration::store::{FloatModel, Limits, Listing, Selection, Version};
+use crate::calibration::store::{Admitted, FloatModel, Limits, Listing, Selection, Version};
 use crate::detector::ModelDescription;
 use crate::node::settings::{Settings, ros_home};
 use crate::ptq::check::Evidence;
@@ -58,6 +58,9 @@ enum Command {
         /// Description of the node's float model: also check that the stored one was made from it
         #[arg(long, value_name = "MODEL")]
         for_model: Option<PathBuf>,
+        /// Also a model that the node neither made itself nor judged on what it saw
+        #[arg(long, conflicts_with = "float")]
+        unjudged: bool,
     },
     /// Remove models that no node runs
     Remove {
@@ -84,7 +87,14 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
             node,
             float: _,
             for_model,
-        } => activate(&store, model.as_deref(), node, for_model.as_deref()),
+            unjudged,
+        } => activate(
+            &store,
+            model.as_deref(),
+            node,
+            for_model.as_deref(),
+            unjudged,
+        ),
         Command::Remove { models } => models.iter().try_for_each(|wanted| {
             let version = store.remove(wanted)?;
             print(&format!("removed {}\n", version.id))
@@ -334,6 +344,7 @@ fn activate(
     wanted: Option<&str>,
     node: Option<String>,
     for_model: Option<&Path>,
+    unjudged: bool,
 ) -> anyhow::Result<()> {
     let node = match node {
         Some(node) => node,
@@ -353,7 +364,23 @@ fn activate(
     store
         .fit(&version.id, &fresh, &float)
         .map_err(|unfit| anyhow::anyhow!("{} cannot be activated: {unfit}", version.id))?;
-    store.run(&node, &version.id)?;
+    let known = store.selection(&node).unwrap_or_default().admitted;
+    let grounds = match version.is_made_by(&node) || known.contains_key(&version.id) {
+        true => None,
+        false if unjudged => Some(Admitted {
+            frames: 0,
+            text: format!(
+                "not judged on what this node saw: it was activated with --unjudged; {}",
+                version.as_made()
+            ),
+        }),
+        false => bail!(
+            "{node} has not judged {} on what it saw, and does not start with it unjudged: have the running node load it \
+             (~/load_model), which judges it, or say --unjudged",
+            version.id
+        ),
+    };
+    store.run_admitted(&node, &version.id, grounds)?;
     print(&format!("{node} starts with {}\n", version.id))
 }
 

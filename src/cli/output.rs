@@ -1,12 +1,13 @@
 //! Files and folders that subcommands write: checked before the work, and whole or not there.
 
-use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
+use rustix::fs::Access;
 
-use crate::files;
+use crate::files::{self, Target};
 
 /// The folder that holds a path.
 fn parent(path: &Path) -> PathBuf {
@@ -14,12 +15,6 @@ fn parent(path: &Path) -> PathBuf {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
         _ => PathBuf::from("."),
     }
-}
-
-/// A device, a pipe or a link: nothing that another file could take the place of.
-fn is_special(path: &Path) -> bool {
-    let regular = fs::symlink_metadata(path).map(|found| found.is_file());
-    !regular.unwrap_or(true)
 }
 
 /// Fails where [`write_whole`] would, without a trace.
@@ -31,12 +26,11 @@ pub fn check_file(path: &Path) -> anyhow::Result<()> {
             !path.is_dir(),
             "it is a folder; name a file, for example one in it"
         );
-        if is_special(path) && path.exists() {
-            File::options().append(true).open(path)?;
-            return Ok(());
+        match files::target(path)? {
+            // Whoever reads a FIFO would take it for the end if it was opened and closed now, and a device may act on it.
+            Target::Stream(path) => Ok(rustix::fs::access(&path, Access::WRITE_OK)?),
+            Target::Whole(path) => writable_folder(&parent(&path)),
         }
-        let folder = parent(path);
-        writable_folder(&folder)
     };
     check().with_context(context)
 }
@@ -86,23 +80,13 @@ fn writable_folder(folder: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Writes a file in one step: it appears complete or not at all. What is no plain file, as
-/// /dev/stdout, is written to as it comes.
+/// Writes a file in one step: it appears complete or not at all, also where links lead to it. What is no regular file,
+/// as /dev/stdout or a FIFO, is written to as it comes.
 pub fn write_whole(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let written = if is_special(path) && path.exists() {
-        let open = File::options().write(true).truncate(true).open(path);
-        open.map_err(anyhow::Error::from).and_then(|file| {
-            let mut file = BufWriter::new(file);
-            write(&mut file)?;
-            Ok(file.flush()?)
-        })
-    } else {
-        files::replace(path, write)
-    };
-    match written {
+    match files::write_out(path, write) {
         Err(error) if is_broken_pipe(&error) => Ok(()),
         written => written.with_context(|| format!("cannot write {}", path.display())),
     }
@@ -147,9 +131,31 @@ mod tests {
         write_whole(&link, |out| Ok(out.write_all(b"new")?)).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert!(link.is_symlink());
+        // Also where nothing is there yet.
+        fs::remove_file(&file).unwrap();
+        check_file(&link).unwrap();
+        assert!(!file.exists(), "a check leaves no trace");
+        write_whole(&link, |out| Ok(out.write_all(b"newer")?)).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "newer");
+        assert!(link.is_symlink());
         // And no file takes the place of a device.
         write_whole(Path::new("/dev/null"), |out| Ok(out.write_all(b"new")?)).unwrap();
         assert!(!Path::new("/dev/null").is_file());
+    }
+
+    #[test]
+    fn a_check_does_not_end_what_a_reader_of_a_fifo_waits_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        // Without a reader it would block if it opened it.
+        check_file(&pipe).unwrap();
+        let reader = pipe.clone();
+        let read = std::thread::spawn(move || fs::read_to_string(reader).unwrap());
+        check_file(&pipe).unwrap();
+        write_whole(&pipe, |out| Ok(out.write_all(b"boxes")?)).unwrap();
+        assert_eq!(read.join().unwrap(), "boxes");
     }
 
     #[test]

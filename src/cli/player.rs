@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -21,7 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::play::Args;
 use super::{Ended, Global, exit, terminal};
 use crate::bag::msg::{Detection3DArray, Message, PointCloud2, TfMessage};
-use crate::bag::{RawMessage, Reader, Stamp};
+use crate::bag::{BagError, Limits, RawMessage, Reader, Stamp};
 use crate::node::ros::{Spinner, create_node};
 use crate::text::span;
 
@@ -126,7 +128,12 @@ fn run(args: Args) -> anyhow::Result<Ended> {
         RATES.start(),
         RATES.end()
     );
-    let reader = Reader::open(&args.bag)?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let limits = Limits {
+        stop: Some(Arc::clone(&stop)),
+        ..args.limits.limits()
+    };
+    let reader = Reader::open_with(&args.bag, &limits)?;
     let names = remappings(&args.remap)?;
     let selected = select(&reader, &args)?;
 
@@ -183,6 +190,7 @@ fn run(args: Args) -> anyhow::Result<Ended> {
         latest: None,
         summary: Summary::default(),
     };
+    raise_on_signal(stop)?;
     let played = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -210,6 +218,33 @@ fn run(args: Args) -> anyhow::Result<Ended> {
         0 => Ended::Done,
         _ => Ended::WithLosses,
     })
+}
+
+/// Raises a flag at SIGINT and SIGTERM, from a thread of its own: between two messages of a bag that is damaged there may
+/// be much to read, and nothing else runs meanwhile.
+fn raise_on_signal(flag: Arc<AtomicBool>) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let (mut interrupt, mut terminate) = {
+        let _guard = runtime.enter();
+        (
+            signal(SignalKind::interrupt())?,
+            signal(SignalKind::terminate())?,
+        )
+    };
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+            });
+            flag.store(true, Ordering::Relaxed);
+        })?;
+    Ok(())
 }
 
 /// `FROM:=TO` pairs.
@@ -470,7 +505,7 @@ impl Player {
         Ok(i64::try_from(now.as_nanos())?.saturating_sub(first))
     }
 
-    fn messages(&self) -> impl Iterator<Item = Result<RawMessage, crate::bag::BagError>> + use<> {
+    fn messages(&self) -> impl Iterator<Item = Result<RawMessage, BagError>> + use<> {
         let topics: Vec<&str> = self
             .outputs
             .iter()
@@ -514,6 +549,8 @@ impl Player {
         for message in self.messages() {
             let message = match message {
                 Ok(message) => message,
+                // The signal ends the play.
+                Err(BagError::Stopped(_)) => std::future::pending().await,
                 Err(error) => {
                     self.lose(error.into())?;
                     continue;

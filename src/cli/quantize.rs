@@ -17,13 +17,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::input::{InputArgs, InputError, Intake};
+use super::numbers::{THREADS, within};
 use super::output::check_empty_folder;
 use super::sweeps::{SweepArgs, Sweeps};
 use super::{Ended, terminal};
-use crate::bag::Reader;
 use crate::calibration::Policy;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
-use crate::cloud::frames::{FrameError, InputOptions};
+use crate::cloud::frames::InputOptions;
 use crate::cloud::summary::InputSummary;
 use crate::detector::ModelDescription;
 use crate::ptq::frames::{Role, Sample};
@@ -54,13 +54,13 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Use at most this many frames, spread over the bag, instead of the recipe's number
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     max_frames: Option<u32>,
     /// Threads, instead of the recipe's number; 0 means one per core
-    #[arg(long)]
+    #[arg(long, value_parser = within(THREADS))]
     threads: Option<usize>,
     /// End in an error rather than take more memory than this, megabytes
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
     max_memory_mb: Option<u64>,
     /// Process that started this one: end where it is gone, with nothing written
     #[arg(long, value_name = "PID", hide = true)]
@@ -94,7 +94,11 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         watch_parent(parent, stop.clone())?;
     }
     let kind = args.progress;
-    let mut result = work(&args, stop);
+    let mut result = work(&args, stop.clone());
+    // Wherever the signal was noticed, that is why.
+    if result.as_ref().is_err_and(|error| !is_cancelled(error)) && stop.load(Ordering::Relaxed) {
+        result = Err(PtqError::Cancelled.into());
+    }
     if result.is_err()
         && let Some(reason) = too_much.as_ref().and_then(|reason| reason.get())
     {
@@ -156,10 +160,7 @@ fn samples(
     max: usize,
     sweeps: &Sweeps,
 ) -> Result<Samples, InputError> {
-    let reader = Reader::open(bag).map_err(|error| InputError::Open {
-        bag: bag.into(),
-        source: Box::new(FrameError::from(error)),
-    })?;
+    let reader = intake.reader(bag)?;
     let has = |name: &str| reader.topics().iter().any(|topic| topic.name == name);
     let roles = [
         (CALIBRATION_TOPIC, Role::Calibration),
@@ -175,8 +176,8 @@ fn samples(
     let mut all: Samples = Box::new(std::iter::empty());
     let of_role = |name: &str| roles.iter().any(|(topic, _)| *topic == name);
     let topics = reader.topics().iter().filter(|t| of_role(&t.name));
-    let total: u64 = topics.filter_map(|t| t.count).sum();
-    let stride = (total as usize).div_ceil(max).max(1);
+    let total = topics.filter_map(|t| t.count).fold(0, u64::saturating_add);
+    let stride = (total as usize).div_ceil(max.max(1)).max(1);
     for (topic, role) in roles.into_iter().filter(|(topic, _)| has(topic)) {
         let input = InputOptions {
             topic: Some(topic.into()),
@@ -212,7 +213,7 @@ fn samples_and_check(
     let held_out = (frames.max / frames.hold_out_every).max(frames.min_held_out);
     let held_out_topic = args.input.buffered(model, HELD_OUT_TOPIC);
     // Read once for the stamps alone; what is lost is told when the frames are read to be used.
-    let once = Intake::silent();
+    let once = intake.silent();
     let mut stamps = Vec::new();
     for frame in once.open(buffer, &held_out_topic)? {
         stamps.push(frame?.stamp);
@@ -263,7 +264,8 @@ fn work(args: &Args, stop: Arc<AtomicBool>) -> anyhow::Result<(Report, InputSumm
     check_empty_folder(out)?;
     let model = ModelDescription::load(&args.model)?;
     recipe.suits(&model.classes)?;
-    let (intake, left_out) = (Intake::new(args.input.strictness), Rc::default());
+    let intake = Intake::new(args.input.strictness).stopped_by(stop.clone());
+    let left_out = Rc::default();
     let (frames, sweeps) =
         samples_and_check(args, &model, &recipe.frames, &intake, Rc::clone(&left_out))?;
     let mut bar;

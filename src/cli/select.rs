@@ -9,6 +9,7 @@ use anyhow::{Context, ensure};
 
 use super::detect::RuntimeArgs;
 use super::input::FrameArgs;
+use super::numbers::within;
 use super::output::check_new_folder;
 use super::sweeps::{SweepArgs, Sweeps};
 use super::{Ended, terminal};
@@ -31,19 +32,19 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Frames to choose, a quarter of them to check with
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(4..=10_000))]
     max_frames: u32,
     /// diverse, newest or random
     #[arg(long, default_value_t = Choice::Diverse)]
     choice: Choice,
     /// Seconds between two frames at the least
-    #[arg(long, default_value_t = Policy::default().min_period_s)]
+    #[arg(long, default_value_t = Policy::default().min_period_s, value_parser = within(0.0..=3600.0))]
     min_period: f64,
     /// Seconds between a frame to calibrate with and one to check with at the least
-    #[arg(long, default_value_t = Policy::default().gap_s)]
+    #[arg(long, default_value_t = Policy::default().gap_s, value_parser = within(0.0..=3600.0))]
     gap: f64,
     /// Frames of one place (2 m) at the most, where the choice is diverse
-    #[arg(long, default_value_t = Policy::default().per_place)]
+    #[arg(long, default_value_t = Policy::default().per_place, value_parser = within(1..=10_000))]
     per_place: usize,
 }
 

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::Context;
 
 use super::input::{SensorPose, parse_pose};
+use super::numbers::{FRAMES, within};
 use super::output::check_new_folder;
 use super::{Ended, terminal};
 use crate::bag::Stamp;
@@ -14,11 +15,11 @@ use crate::sim::{ObjectClass, Plan, SceneKind, Sensor, SimError, write_bag};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// vlp16, hdl32, hdl64, os32, os64, os128, pandar64, vls128, or mixed: another for each scene
+    /// vlp16, vlp32, hdl32, hdl64, dual64, os32, os64, os128, pandar64, vls128, or mixed: another for each scene
     #[arg(long, default_value = "os64")]
     sensor: String,
     /// Sweeps to write
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = within(FRAMES))]
     frames: usize,
     /// The same seed gives the same bag
     #[arg(long, default_value_t = 0)]
@@ -27,28 +28,28 @@ pub struct Args {
     #[arg(long)]
     out: PathBuf,
     /// Independent scenes the frames are spread over, 10 s apart [default: one for every 10 s]
-    #[arg(long)]
+    #[arg(long, value_parser = within(FRAMES))]
     scenes: Option<usize>,
     /// Only scenes of this kind [default: a mixture]
     #[arg(long, value_enum)]
     kind: Option<SceneKind>,
     /// Sweeps per second
-    #[arg(long, default_value_t = 10.0)]
+    #[arg(long, default_value_t = 10.0, value_parser = within(0.1..=1000.0))]
     rate: f64,
     /// Columns of one turn [default: the sensor's]
-    #[arg(long)]
+    #[arg(long, value_parser = within(1..=100_000))]
     azimuth_steps: Option<usize>,
     /// Standard deviation of the range in metres [default: the sensor's]
-    #[arg(long)]
+    #[arg(long, value_parser = within(0.0..=100.0))]
     noise: Option<f32>,
     /// Share of returns lost at random, 0 to 1 [default: the sensor's]
-    #[arg(long)]
+    #[arg(long, value_parser = within(0.0..=1.0))]
     dropout: Option<f32>,
     /// Sensor in base_link: "x y z roll pitch yaw" in metres and radians [default: drawn per scene]
     #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
     sensor_pose: Option<SensorPose>,
     /// Threads to use [default: all]
-    #[arg(long)]
+    #[arg(long, value_parser = within(1..=1024))]
     threads: Option<usize>,
 }
 

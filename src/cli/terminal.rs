@@ -21,8 +21,13 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::text::printable;
+
 /// Different warnings of one place in the program that are shown; further ones are counted.
 const ALIKE: usize = 5;
+
+/// Longest warning or error that is shown whole, in characters.
+const LONGEST: usize = 4000;
 
 /// All progress bars, so that other lines do not run into them.
 static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
@@ -90,7 +95,7 @@ pub fn bar(bar: ProgressBar) -> ProgressBar {
 
 /// Writes a result to standard output. Nobody who reads it (any more) is no error.
 pub fn print(text: &str) -> anyhow::Result<()> {
-    print_raw(&printable(text))
+    print_raw(&printable(text, usize::MAX))
 }
 
 /// The same for a result as JSON, on lines of its own.
@@ -155,24 +160,11 @@ fn print_line(kind: &Kind, text: &str) {
     if !io::stderr().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty()) {
         style = Style::new();
     }
-    let text = printable(text);
+    let text = printable(text, LONGEST);
     BARS.suspend(|| {
         // There is nobody to tell.
         let _ = writeln!(io::stderr().lock(), "{style}{label}{style:#}{text}");
     });
-}
-
-/// Names from a file may hold characters that a terminal obeys.
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' | '\t' => shown.push(c),
-            c if c.is_control() => shown.extend(c.escape_default()),
-            c => shown.push(c),
-        }
-    }
-    shown
 }
 
 fn warned() -> std::sync::MutexGuard<'static, Repeats> {
@@ -315,11 +307,5 @@ mod tests {
         assert_eq!(shown.count(), ALIKE);
         let counts: Vec<String> = repeats.counts().collect();
         assert_eq!(counts, ["damaged at 0 (95 more like it)"]);
-    }
-
-    #[test]
-    fn what_a_terminal_would_obey_is_spelt_out() {
-        assert_eq!(printable("a\n\tb ä"), "a\n\tb ä");
-        assert_eq!(printable("/x\x1b[2J\r"), "/x\\u{1b}[2J\\r");
     }
 }

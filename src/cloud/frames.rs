@@ -41,11 +41,12 @@ use serde::{Deserialize, Serialize};
 use crate::bag::msg::{Header, Message, PointCloud2, TfMessage};
 use crate::bag::{BagError, CdrError, Messages, RawMessage, Reader, Stamp, Topic};
 use crate::geometry::{Pose, pose_from_xyz_rpy};
+use crate::text::{shown, shown_all};
 
 use super::condition::{Condition, ConditionKind};
 use super::plausibility::{Expectations, Plausibility};
 use super::sweeps::{Densifier, Joined, SweepSettings};
-use super::tf::{TfBuffer, TfError};
+use super::tf::{LONGEST_NAME, TfBuffer, TfError};
 use super::{CloudError, DecodeOptions, DecodeStats, Points, decode_with_stats};
 
 /// Frames that do not move, best first: `odom` is continuous, `map` may jump (REP-105).
@@ -392,17 +393,21 @@ impl FrameAssembler {
         mut conditions: Vec<Condition>,
     ) -> Result<Frame, FrameError> {
         let frame_id = clean(&cloud.header.frame_id);
-        let (mut points, stats) =
-            decode_with_stats(cloud, &self.options.fields).map_err(|source| FrameError::Cloud {
-                stamp,
-                frame_id: frame_id.to_owned(),
-                source,
-            })?;
+        let unfit = |source| FrameError::Cloud {
+            stamp,
+            frame_id: shown(frame_id),
+            source,
+        };
+        if frame_id.len() > LONGEST_NAME {
+            let bytes = frame_id.len();
+            return Err(unfit(CloudError::FrameName { bytes }));
+        }
+        let (mut points, stats) = decode_with_stats(cloud, &self.options.fields).map_err(unfit)?;
         let (model_from_cloud, placement) =
             self.place(frame_id, stamp)
                 .map_err(|source| FrameError::Tf {
                     stamp,
-                    frame_id: frame_id.to_owned(),
+                    frame_id: shown(frame_id),
                     source: Box::new(source),
                 })?;
         let model_frame = self.options.model_frame.clone();
@@ -576,16 +581,6 @@ fn stamp_or(stamp: Stamp, other: Stamp) -> Stamp {
 /// tf1 wrote names with a leading slash.
 fn clean(frame_id: &str) -> &str {
     frame_id.strip_prefix('/').unwrap_or(frame_id)
-}
-
-/// A name from outside, short and on one line.
-fn shown(name: &str) -> String {
-    const LONGEST: usize = 60;
-    let mut text: String = name.escape_debug().take(LONGEST).collect();
-    if name.escape_debug().count() > LONGEST {
-        text.push('…');
-    }
-    text
 }
 
 /// Different time lags of the points, which are those of sweeps.
@@ -890,24 +885,18 @@ fn undecodable(message: RawMessage, source: CdrError) -> FrameError {
 fn choose_topic(reader: &Reader, asked: Option<&str>) -> Result<Topic, FrameError> {
     let path = || reader.path().to_owned();
     let clouds: Vec<&Topic> = reader.topics_of_type(PointCloud2::TYPE).collect();
-    let names = |topics: &[&Topic]| match topics {
-        [] => "none".to_owned(),
-        topics => {
-            let names: Vec<&str> = topics.iter().map(|t| t.name.as_str()).collect();
-            names.join(", ")
-        }
-    };
+    let names = |topics: &[&Topic]| shown_all(topics.iter().map(|topic| &topic.name));
     if let Some(asked) = asked {
         return match reader.topics().iter().find(|topic| topic.name == asked) {
             Some(topic) if topic.type_name == PointCloud2::TYPE => Ok(topic.clone()),
             Some(topic) => Err(FrameError::WrongType {
                 path: path(),
-                topic: asked.to_owned(),
-                type_name: topic.type_name.clone(),
+                topic: shown(asked),
+                type_name: shown(&topic.type_name),
             }),
             None => Err(FrameError::NoSuchTopic {
                 path: path(),
-                topic: asked.to_owned(),
+                topic: shown(asked),
                 found: names(&clouds),
             }),
         };
@@ -916,16 +905,12 @@ fn choose_topic(reader: &Reader, asked: Option<&str>) -> Result<Topic, FrameErro
         [topic] => Ok((*topic).clone()),
         [] => Err(FrameError::NoPointCloud {
             path: path(),
-            found: match reader.topics() {
-                [] => "none".to_owned(),
-                topics => {
-                    let topics: Vec<String> = topics
-                        .iter()
-                        .map(|t| format!("{} ({})", t.name, t.type_name))
-                        .collect();
-                    topics.join(", ")
-                }
-            },
+            found: shown_all(
+                reader
+                    .topics()
+                    .iter()
+                    .map(|topic| format!("{} ({})", topic.name, topic.type_name)),
+            ),
         }),
         several => Err(FrameError::SeveralTopics {
             path: path(),
@@ -1226,10 +1211,16 @@ mod tests {
         let mut assembler = FrameAssembler::new(InputOptions::default());
         for i in 0..1000 {
             let mut cloud = cloud(i);
-            cloud.header.frame_id = format!("{}{i}", "x".repeat(5000));
+            cloud.header.frame_id = format!("{}{i}", "x".repeat(200));
             let frame = assembler.push_cloud(&cloud).unwrap();
             let longest = frame.conditions.iter().map(|c| c.text.len()).max();
             assert!(longest.is_none_or(|length| length < 4000), "{longest:?}");
+            cloud.header.frame_id = "x".repeat(1_000_000);
+            let text = assembler.push_cloud(&cloud).unwrap_err().to_string();
+            assert!(
+                text.contains("has 1000000 bytes") && text.len() < 400,
+                "{text}"
+            );
         }
         assert!(assembler.sensors.len() <= MAX_SENSORS);
     }

@@ -6,6 +6,9 @@
 
 use crate::bag::msg::{Header, PointCloud2, PointField};
 
+use crate::text::{quoted_all, shown};
+
+use super::tf::LONGEST_NAME;
 use super::{Point, Points};
 
 /// Names that drivers give to the reflectance, best first.
@@ -74,6 +77,8 @@ pub enum CloudError {
         second: String,
         second_offset: u32,
     },
+    #[error("the frame_id has {bytes} bytes; names of frames have {LONGEST_NAME} at most")]
+    FrameName { bytes: usize },
     #[error("row_step is {row_step}, but {width} points of {point_step} bytes take {needed}")]
     RowStep {
         row_step: u32,
@@ -120,7 +125,7 @@ impl Kind {
             PointField::FLOAT64 => Kind::F64,
             datatype => {
                 return Err(CloudError::Datatype {
-                    field: field.name.clone(),
+                    field: shown(&field.name),
                     datatype,
                 });
             }
@@ -266,7 +271,7 @@ fn access<'a>(
     let end = end_of(if is_points { 1 } else { count });
     if end > u64::from(cloud.point_step) {
         return Err(CloudError::FieldOutside {
-            field: field.name.clone(),
+            field: shown(&field.name),
             count: field.count,
             offset: field.offset,
             end,
@@ -276,9 +281,9 @@ fn access<'a>(
     for &(other, other_end) in used.iter() {
         if u64::from(field.offset) < other_end && u64::from(other.offset) < end {
             return Err(CloudError::Overlap {
-                first: other.name.clone(),
+                first: shown(&other.name),
                 first_offset: other.offset,
-                second: field.name.clone(),
+                second: shown(&field.name),
                 second_offset: field.offset,
             });
         }
@@ -292,17 +297,9 @@ fn access<'a>(
 }
 
 fn missing(cloud: &PointCloud2, field: &str) -> CloudError {
-    let names: Vec<String> = cloud
-        .fields
-        .iter()
-        .map(|field| format!("\"{}\"", field.name))
-        .collect();
     CloudError::MissingField {
-        field: field.to_owned(),
-        found: match names.len() {
-            0 => "none".to_owned(),
-            _ => names.join(", "),
-        },
+        field: shown(field),
+        found: quoted_all(cloud.fields.iter().map(|field| &field.name)),
     }
 }
 

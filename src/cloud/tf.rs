@@ -7,6 +7,17 @@ use nalgebra::{Quaternion, Translation3, UnitQuaternion};
 use crate::bag::Stamp;
 use crate::bag::msg::TransformStamped;
 use crate::geometry::Pose;
+use crate::text::{quoted_all, shown};
+
+/// Frames that are kept, of the moving and of the static ones each. Vehicles have hundreds.
+const MAX_FRAMES: usize = 2_000;
+/// Samples that are kept of all moving frames together, before the youngest of each push the oldest out: for twenty
+/// frames 10 s at 1 kHz.
+const MAX_SAMPLES: usize = 200_000;
+/// A moving frame that got no sample while so many were offered makes room for another where there are too many.
+const STALE: u64 = 10 * MAX_FRAMES as u64;
+/// Longest name of a frame, in bytes: what DDS has for names of topics.
+pub(super) const LONGEST_NAME: usize = 255;
 
 /// How far a rotation's norm may be from 1; within, it is normalised.
 const NORM_TOLERANCE: f64 = 0.05;
@@ -44,6 +55,16 @@ pub enum TfError {
         child: String,
         reason: &'static str,
     },
+    #[error(
+        "transform \"{parent}\" to \"{child}\" is of a new frame, and {frames} {kind} frames are known already, as many \
+         as are kept; who publishes so many?"
+    )]
+    Full {
+        parent: String,
+        child: String,
+        kind: &'static str,
+        frames: usize,
+    },
 }
 
 impl TfError {
@@ -52,7 +73,7 @@ impl TfError {
         match self {
             TfError::UnknownFrame { .. } | TfError::NotConnected { .. } => true,
             TfError::Extrapolation { last, stamp, .. } => stamp > last,
-            TfError::Loop(_) | TfError::Invalid { .. } => false,
+            TfError::Loop(_) | TfError::Invalid { .. } | TfError::Full { .. } => false,
         }
     }
 }
@@ -64,14 +85,23 @@ struct Track {
     is_static: bool,
     /// `parent_from_child` by time; one entry for a static transform.
     samples: VecDeque<(Stamp, Pose)>,
+    /// Which transform of all that were offered was its last.
+    touched: u64,
 }
 
 /// Transforms of the last seconds. Between samples it interpolates (rotation on the great
 /// circle); before the first and after the last it answers only within the tolerance, with the
 /// nearest sample.
+///
+/// Memory is bounded, whatever is published: frames and samples beyond any vehicle's are not kept.
 #[derive(Debug, Clone)]
 pub struct TfBuffer {
     tracks: BTreeMap<String, Track>,
+    static_frames: usize,
+    /// Transforms that were offered so far.
+    offered: u64,
+    /// Before so many have been offered, no moving frame can make room for another.
+    full_until: u64,
     cache: i64,
     tolerance: i64,
 }
@@ -99,6 +129,9 @@ impl TfBuffer {
     pub fn new(cache: f64, tolerance: f64) -> Self {
         TfBuffer {
             tracks: BTreeMap::new(),
+            static_frames: 0,
+            offered: 0,
+            full_until: 0,
             cache: nanoseconds(cache),
             tolerance: nanoseconds(tolerance),
         }
@@ -132,10 +165,14 @@ impl TfBuffer {
         let parent = clean(&transform.header.frame_id);
         let child = clean(&transform.child_frame_id);
         let invalid = |reason| TfError::Invalid {
-            parent: parent.to_owned(),
-            child: child.to_owned(),
+            parent: shown(parent),
+            child: shown(child),
             reason,
         };
+        self.offered += 1;
+        if parent.len().max(child.len()) > LONGEST_NAME {
+            return Err(invalid("a frame's name has more than 255 bytes"));
+        }
         if parent.is_empty() || child.is_empty() {
             return Err(invalid("a frame has no name"));
         }
@@ -156,6 +193,13 @@ impl TfBuffer {
             UnitQuaternion::from_quaternion(rotation),
         );
         let stamp = transform.header.stamp;
+        let known = self.tracks.get(child).map(|track| track.is_static);
+        if known != Some(is_static) {
+            self.make_room(parent, child, is_static)?;
+            self.static_frames += usize::from(is_static);
+            self.static_frames -= usize::from(known == Some(true));
+        }
+        let moving = self.tracks.len() + usize::from(known.is_none()) - self.static_frames;
         let track = self
             .tracks
             .entry(child.to_owned())
@@ -163,7 +207,9 @@ impl TfBuffer {
                 parent: parent.to_owned(),
                 is_static,
                 samples: VecDeque::new(),
+                touched: 0,
             });
+        track.touched = self.offered;
         let newest = track.samples.back().map_or(stamp, |s| s.0);
         let set_back = newest.0.saturating_sub(stamp.0) > self.cache;
         if track.parent != parent || is_static || track.is_static || set_back {
@@ -178,11 +224,41 @@ impl TfBuffer {
         }
         let newest = track.samples.back().map_or(stamp, |s| s.0);
         while let Some(first) = track.samples.front()
-            && newest.0.saturating_sub(first.0.0) > self.cache
+            && (newest.0.saturating_sub(first.0.0) > self.cache
+                || track.samples.len() > MAX_SAMPLES / moving.max(1))
         {
             track.samples.pop_front();
         }
         Ok(())
+    }
+
+    /// Where as many frames of the kind are known as are kept, drops a moving one that has long got no sample, or
+    /// refuses the new one: those that are known and alive stay, however many others come.
+    fn make_room(&mut self, parent: &str, child: &str, is_static: bool) -> Result<(), TfError> {
+        let frames = match is_static {
+            true => self.static_frames,
+            false => self.tracks.len() - self.static_frames,
+        };
+        if frames < MAX_FRAMES {
+            return Ok(());
+        }
+        if !is_static && self.offered >= self.full_until {
+            let moving = self.tracks.iter().filter(|(_, track)| !track.is_static);
+            if let Some((name, track)) = moving.min_by_key(|(_, track)| track.touched) {
+                self.full_until = track.touched + STALE;
+                if self.offered >= self.full_until {
+                    let name = name.clone();
+                    self.tracks.remove(&name);
+                    return Ok(());
+                }
+            }
+        }
+        Err(TfError::Full {
+            parent: shown(parent),
+            child: shown(child),
+            kind: if is_static { "static" } else { "moving" },
+            frames,
+        })
     }
 
     /// Whether taking in this transform, which is no static one, makes the buffer forget what it knows
@@ -212,11 +288,8 @@ impl TfBuffer {
         for frame in [target, source] {
             if !self.has_frame(frame) {
                 return Err(TfError::UnknownFrame {
-                    frame: frame.to_owned(),
-                    known: match self.frames().as_slice() {
-                        [] => "none".to_owned(),
-                        frames => format!("\"{}\"", frames.join("\", \"")),
-                    },
+                    frame: shown(frame),
+                    known: quoted_all(self.frames()),
                 });
             }
         }
@@ -227,10 +300,10 @@ impl TfBuffer {
             let j = up_source.iter().position(|other| other == frame)?;
             Some((i, j))
         }) else {
-            let root = |chain: &[&str]| chain.last().map_or("", |frame| frame).to_owned();
+            let root = |chain: &[&str]| shown(chain.last().map_or("", |frame| frame));
             return Err(TfError::NotConnected {
-                target: target.to_owned(),
-                source_frame: source.to_owned(),
+                target: shown(target),
+                source_frame: shown(source),
                 target_root: root(&up_target),
                 source_root: root(&up_source),
             });
@@ -247,7 +320,7 @@ impl TfBuffer {
         while let Some(track) = self.tracks.get(current) {
             current = &track.parent;
             if chain.len() > self.tracks.len() {
-                return Err(TfError::Loop(current.to_owned()));
+                return Err(TfError::Loop(shown(current)));
             }
             chain.push(current);
         }
@@ -269,7 +342,7 @@ impl TfBuffer {
         let samples = &track.samples;
         let (Some(first), Some(last)) = (samples.front(), samples.back()) else {
             return Err(TfError::UnknownFrame {
-                frame: child.to_owned(),
+                frame: shown(child),
                 known: String::new(),
             });
         };
@@ -280,8 +353,8 @@ impl TfBuffer {
         let too_late = stamp.0.saturating_sub(last.0.0) > self.tolerance;
         if too_early || too_late {
             return Err(TfError::Extrapolation {
-                parent: track.parent.clone(),
-                child: child.to_owned(),
+                parent: shown(&track.parent),
+                child: shown(child),
                 first: first.0,
                 last: last.0,
                 stamp,
@@ -472,6 +545,63 @@ mod tests {
             tf.insert(&transform("a", "", 0.0, at(0.0, 0.0)), true)
                 .is_err()
         );
+        assert!(tf.is_empty());
+    }
+
+    #[test]
+    fn as_many_frames_as_one_publishes_take_no_more_memory_and_cost_none_that_is_alive() {
+        let mut tf = buffer();
+        let mut refused = 0;
+        for i in 0..(50 * MAX_FRAMES) {
+            let seconds = 11.0 + i as f64 * 1e-4;
+            let flood = transform("odom", &format!("flood{i}"), seconds, at(0.0, 0.0));
+            refused += usize::from(tf.insert(&flood, i % 2 == 0).is_err());
+            if i % 1000 == 0 {
+                let ego = transform("odom", "base_link", seconds, at(seconds, 0.0));
+                tf.insert(&ego, false).unwrap();
+                let found = tf.lookup("odom", "lidar", ego.header.stamp).unwrap();
+                assert_relative_eq!(found.translation.vector.x, seconds + 1.0, epsilon = 1e-9);
+            }
+        }
+        assert!(tf.tracks.len() <= 2 * MAX_FRAMES && refused > 0);
+        let error = tf
+            .lookup("odom", &"y".repeat(1_000_000), Stamp(0))
+            .unwrap_err();
+        assert!(error.to_string().len() < 3000, "{error}");
+        // Frames that fell silent make room for others in the end.
+        for i in 0..2 * STALE {
+            let ego = transform("odom", "base_link", 30.0 + i as f64 * 1e-3, at(0.0, 0.0));
+            tf.insert(&ego, false).unwrap();
+        }
+        tf.insert(&transform("odom", "drone", 80.0, at(1.0, 0.0)), false)
+            .unwrap();
+    }
+
+    #[test]
+    fn samples_of_all_frames_together_are_bounded() {
+        let mut tf = TfBuffer::new(1e6, 0.02);
+        for i in 0..2 * MAX_SAMPLES {
+            let child = if i % 2 == 0 { "a" } else { "b" };
+            tf.insert(&transform("odom", child, i as f64, at(0.0, 0.0)), false)
+                .unwrap();
+        }
+        let samples: usize = tf.tracks.values().map(|track| track.samples.len()).sum();
+        assert!(samples <= MAX_SAMPLES, "{samples}");
+        let last = Stamp((2 * MAX_SAMPLES) as i64 * SECOND - 2 * SECOND);
+        assert!(tf.lookup("odom", "a", last).is_ok());
+    }
+
+    #[test]
+    fn a_name_longer_than_any_topic_is_no_frame() {
+        let mut tf = TfBuffer::default();
+        for (parent, child) in [
+            ("odom", "x".repeat(256)),
+            (&"x".repeat(256), "base_link".into()),
+        ] {
+            let error = tf.insert(&transform(parent, &child, 0.0, at(0.0, 0.0)), false);
+            let text = error.unwrap_err().to_string();
+            assert!(text.contains("255 bytes") && text.len() < 500, "{text}");
+        }
         assert!(tf.is_empty());
     }
 

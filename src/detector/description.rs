@@ -9,10 +9,15 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::text::{is_showable, shown};
 use crate::{files, yaml};
 
 /// The `format` that this crate writes and reads.
 pub const FORMAT: u32 = 1;
+/// Classes that a model may tell apart; Objects365 has the most of all data sets in use.
+const MOST_CLASSES: usize = 400;
+/// Pillars of a grid: 400 m at 0.1 m, along x and y. Each takes the channels' room in every map.
+const MOST_CELLS: usize = 1 << 24;
 
 /// The description's name in a model's folder.
 const FILE: &str = "model.yaml";
@@ -100,7 +105,7 @@ impl fmt::Display for TensorName {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Encoder {
-    /// ONNX file, relative to the description.
+    /// ONNX file, by its name in the description's folder.
     pub file: PathBuf,
     pub input: TensorName,
     pub output: TensorName,
@@ -110,7 +115,7 @@ pub struct Encoder {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Backbone {
-    /// ONNX file, relative to the description.
+    /// ONNX file, by its name in the description's folder.
     pub file: PathBuf,
     pub input: TensorName,
     pub outputs: HeadOutputs,
@@ -613,7 +618,7 @@ impl ModelDescription {
             path: path.to_path_buf(),
             message: e.to_string(),
         })?;
-        files::replace(path, |file| file.write_all(text.as_bytes())).map_err(write_error)
+        files::write_out(path, |file| file.write_all(text.as_bytes())).map_err(write_error)
     }
 
     /// Where the encoder's ONNX file lies.
@@ -719,6 +724,26 @@ impl ModelDescription {
                 return fail("classes", format!("names {class} twice"));
             }
         }
+        if self.classes.len() > MOST_CLASSES {
+            return fail(
+                "classes",
+                format!("names {}; {MOST_CLASSES} is the limit", self.classes.len()),
+            );
+        }
+        // They go into messages, files and terminals.
+        let names = [("name", &self.name), ("frame", &self.frame)];
+        let classes = self.classes.iter().map(|class| ("classes", class));
+        for (key, name) in names.into_iter().chain(classes) {
+            if !is_showable(name) {
+                return fail(
+                    key,
+                    format!(
+                        "is \"{}\"; control characters and more than 255 bytes are no name",
+                        shown(name)
+                    ),
+                );
+            }
+        }
         if self.points.features.is_empty() {
             return fail("points.features", "is empty".into());
         }
@@ -771,6 +796,16 @@ impl ModelDescription {
         ] {
             if file.as_os_str().is_empty() {
                 return fail(key, "is empty; name an ONNX file".into());
+            }
+            if !file.to_str().is_some_and(files::is_plain_name) {
+                return fail(
+                    key,
+                    format!(
+                        "is {}; it has to be the name of a file in the folder of the description. Where the file lies \
+                         elsewhere, copy it there or put a link to it there",
+                        file.display()
+                    ),
+                );
             }
         }
         if self.encoder_path() == self.backbone_path() {
@@ -834,6 +869,13 @@ impl ModelDescription {
                     format!("of {pillar} m makes {cells} pillars along {name}; 16384 is the limit"),
                 );
             }
+        }
+        let [gx, gy] = self.grid_size();
+        if gx * gy > MOST_CELLS {
+            return fail(
+                "grid.pillar",
+                format!("makes a grid of {gx} x {gy} pillars; {MOST_CELLS} of them is the limit"),
+            );
         }
         if let Some(ground) = grid.ground {
             // Below the grid it may lie: some models have the ground cut off.
@@ -1052,11 +1094,33 @@ mod tests {
             ("name: tiny", "name: ''", "`name`"),
             ("layout:", "frame: ' '\nlayout:", "`frame`"),
             ("[CAR, PEDESTRIAN]", "[CAR, car]", "`classes`"),
+            ("[CAR, PEDESTRIAN]", "[CAR, \"\\e[2J\"]", "\\u{1b}[2J"),
             ("[CAR, PEDESTRIAN]", "[CAR, '']", "`classes`"),
             (
                 "file: backbone.onnx",
                 "file: encoder.onnx",
                 "`backbone.file`",
+            ),
+            (
+                "file: encoder.onnx",
+                "file: ../encoder.onnx",
+                "`encoder.file`",
+            ),
+            (
+                "file: encoder.onnx",
+                "file: /m/encoder.onnx",
+                "`encoder.file`",
+            ),
+            (
+                "file: encoder.onnx",
+                "file: a/encoder.onnx",
+                "`encoder.file`",
+            ),
+            ("file: encoder.onnx", "file: ..", "`encoder.file`"),
+            (
+                "file: encoder.onnx",
+                "file: \"a\\x1b[2J.onnx\"",
+                "`encoder.file`",
             ),
             (
                 "output: pillar_features",

@@ -36,15 +36,15 @@ use sha2::{Digest, Sha256};
 
 pub use decode::{HeadMaps, HeadViews};
 pub use description::{Head, ModelDescription, ModelError, Precision, TensorName};
-pub use files::ModelFiles;
+pub use files::{FileRecord, ModelFiles};
 pub use runtime::{Provider, RuntimeError, RuntimeOptions};
 
 use crate::cloud::Points;
 use crate::cloud::condition::{Condition, ConditionKind};
 use crate::files::{hash_into, hex};
 use crate::geometry::Detection;
-use crate::onnx::OnnxError;
 use crate::onnx::outline::{Ending, Outline};
+use crate::onnx::{OnnxError, limit};
 use crate::pillars::{Pillarizer, scatter};
 use description::{DimScale, HeatmapScale};
 use files::Part;
@@ -65,6 +65,8 @@ pub enum DetectorError {
         path: PathBuf,
         reason: std::io::Error,
     },
+    #[error("{} changed while the model was loaded; load it again", path.display())]
+    Changed { path: PathBuf },
     #[error("ONNX Runtime's profile {} cannot be read: {message}", file.display())]
     Profile { file: PathBuf, message: String },
     #[error("{}: no {kind} `{wanted}` (`{key}`); the graph has {}", path.display(), present.join(", "))]
@@ -164,6 +166,7 @@ pub struct Detector {
     logits: Logits,
     bytes: u64,
     id: String,
+    files: Vec<FileRecord>,
 }
 
 impl fmt::Debug for Detector {
@@ -370,6 +373,12 @@ impl Detector {
     pub fn load(model: &ModelDescription, options: &RuntimeOptions) -> Result<Self, DetectorError> {
         let parts = Part::both(model)?;
         let (id, bytes) = identity(model, &parts)?;
+        let beside = weights_beside(&parts);
+        let mut files: Vec<FileRecord> = parts
+            .iter()
+            .map(|part| FileRecord::of_bytes(&part.path, &part.bytes))
+            .collect();
+        files.extend(FileRecord::of_all(&beside)?);
         let [encoder_part, backbone_part] = parts;
         check_precision(model, &backbone_part)?;
         let encoder = Graph::open(
@@ -385,6 +394,12 @@ impl Detector {
             .map(|(head, name)| (format!("backbone.outputs.{head}"), name.clone()))
             .collect();
         let backbone = Graph::open(&backbone_part, &model.backbone.input, &heads, options)?;
+        // The graphs were read once. What lies beside them ONNX Runtime reads by itself.
+        for (path, before) in beside.iter().zip(&files[2..]) {
+            if FileRecord::of(path)? != *before {
+                return Err(DetectorError::Changed { path: path.clone() });
+            }
+        }
         check_outputs(model, &backbone, &backbone_part.outline)?;
         let [gx, gy] = model.grid_size();
         let mut detector = Detector {
@@ -396,6 +411,7 @@ impl Detector {
             logits: Logits::default(),
             bytes,
             id,
+            files,
         };
         detector.check_declared_shapes()?;
         let channels = detector.probe_encoder()?;
@@ -722,6 +738,11 @@ impl Detector {
     pub fn id(&self) -> &str {
         &self.id
     }
+
+    /// The files that it was loaded from, as they were then: both graphs, then what holds their weights.
+    pub fn files(&self) -> &[FileRecord] {
+        &self.files
+    }
 }
 
 /// Refuses a quantized graph that is called float.
@@ -799,6 +820,17 @@ fn check_outputs(
     }
 }
 
+/// The files that hold weights of the graphs, each once.
+fn weights_beside(parts: &[Part]) -> Vec<PathBuf> {
+    let mut beside: Vec<PathBuf> = Vec::new();
+    for path in parts.iter().flat_map(|p| p.outline.files().split_off(1)) {
+        if !beside.contains(&path) {
+            beside.push(path);
+        }
+    }
+    beside
+}
+
 /// Id and bytes of a model.
 fn identity(model: &ModelDescription, parts: &[Part]) -> Result<(String, u64), DetectorError> {
     let mut hash = Sha256::new();
@@ -812,10 +844,8 @@ fn identity(model: &ModelDescription, parts: &[Part]) -> Result<(String, u64), D
     let mut weighed: Vec<PathBuf> = Vec::new();
     for part in parts {
         for path in part.outline.files().split_off(1) {
-            let length = hash_into(&mut hash, &path).map_err(|source| OnnxError::Read {
-                file: path.clone(),
-                source,
-            })?;
+            let length = hash_into(&mut hash, limit::open(&path)?, limit::bytes())
+                .map_err(|error| limit::refused(&path, error))?;
             hash.update(length.to_le_bytes());
             if !weighed.contains(&path) {
                 bytes += length;

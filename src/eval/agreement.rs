@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bands, matching};
 use crate::geometry::{Detection, wrap_angle};
+use crate::text::shown;
 
 /// How boxes of two models are paired.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,6 +45,19 @@ impl Default for AgreementOptions {
 }
 
 impl AgreementOptions {
+    /// What is wrong with the values, if anything.
+    pub fn problem(&self) -> Option<String> {
+        /// Farther apart no two boxes are one object.
+        const FAR: f32 = 1000.0;
+        let classes = self.class_distance.iter();
+        let named =
+            classes.map(|(class, &metres)| (format!("class_distance of {}", shown(class)), metres));
+        std::iter::once(("distance".to_owned(), self.distance))
+            .chain(named)
+            .find(|(_, metres)| !(*metres > 0.0 && *metres <= FAR))
+            .map(|(key, metres)| format!("{key} is {metres}; above 0, at most {FAR} m"))
+    }
+
     /// The distance that holds for a class.
     pub fn distance_of(&self, class: &str) -> f32 {
         self.class_distance

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use super::settings::Settings;
 use crate::calibration::buffer::HELD_OUT_TOPIC;
 use crate::cloud::summary::InputSummary;
+use crate::onnx::limit;
 use crate::ptq::check::Verdict;
 use crate::ptq::recipe::Target;
 
@@ -211,6 +212,7 @@ impl Job {
         command.arg("--target").arg(self.target.to_string());
         command.arg("--out").arg(&self.out);
         command.args(["--progress", "json"]);
+        bound_models(&mut command);
         // Killed, the node cannot end the child; the child sees it go.
         command.args(["--parent", &std::process::id().to_string()]);
         if self.max_memory_mb > 0 {
@@ -227,6 +229,12 @@ impl Job {
             .kill_on_drop(true);
         command
     }
+}
+
+/// Has the child read what this process reads, and no larger models.
+fn bound_models(command: &mut Command) {
+    let most = limit::bytes() / 1_000_000;
+    command.args(["--max-model-mb", &most.to_string()]);
 }
 
 /// A program that runs at this niceness, or at the node's own where that is higher and may not be lowered.
@@ -298,6 +306,7 @@ impl Comparison {
         // The buffer's points are in the model's frame.
         command.arg("--sensor-pose=0 0 0 0 0 0");
         command.arg("--gate").arg(&self.recipe).arg("--json");
+        bound_models(&mut command);
         if self.threads > 0 {
             command.arg("--threads").arg(self.threads.to_string());
         }
@@ -582,7 +591,7 @@ exit 4"#,
             said.contains(&format!(
                 "quantize --model model.yaml --bag bag --check-buffer snapshot --recipe recipe.yaml --topic=/lidar \
                  --sensor-pose=-1 0 1.5 0 0 0 --allow-few-sweeps --target cpu \
-                 --out {out} --progress json --parent {} --max-memory-mb 900 --threads 1 nice {nice}",
+                 --out {out} --progress json --max-model-mb 1000 --parent {} --max-memory-mb 900 --threads 1 nice {nice}",
                 std::process::id()
             )),
             "{said}"

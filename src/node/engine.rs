@@ -11,9 +11,11 @@ use thiserror::Error;
 use crate::cloud::Points;
 use crate::detector::kernels::Kernels;
 use crate::detector::{
-    Detector, DetectorError, Inference, ModelDescription, ModelError, Precision, RuntimeOptions,
+    Detector, DetectorError, FileRecord, Inference, ModelDescription, ModelError, Precision,
+    RuntimeOptions,
 };
 use crate::geometry::{Detection, Pose};
+use crate::ptq::report::ReportError;
 
 /// What the rest of the node knows of a model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -27,6 +29,9 @@ pub struct ModelInfo {
     pub classes: Vec<String>,
     /// Size of its ONNX files, bytes.
     pub bytes: u64,
+    /// These files, as they were when it was loaded.
+    #[serde(skip)]
+    pub files: Vec<FileRecord>,
     /// What its backbone runs as, where that is known.
     #[serde(skip)]
     pub kernels: Option<Kernels>,
@@ -80,6 +85,10 @@ pub enum LoadError {
     Description(#[from] ModelError),
     #[error(transparent)]
     Detector(#[from] DetectorError),
+    #[error(transparent)]
+    Report(#[from] ReportError),
+    #[error("{} is not the model any more that the node was started with", .0.display())]
+    Changed(PathBuf),
 }
 
 impl Engine {
@@ -93,6 +102,19 @@ impl Engine {
     /// Loads a model from its description.
     pub fn load(model_yaml: &Path, options: &RuntimeOptions) -> Result<Self, LoadError> {
         Self::open(ModelDescription::load(model_yaml)?, model_yaml, options)
+    }
+
+    /// As [`Engine::load`], if the files are still those that another was loaded from.
+    pub fn load_again(
+        model_yaml: &Path,
+        options: &RuntimeOptions,
+        before: &[FileRecord],
+    ) -> Result<Self, LoadError> {
+        let engine = Self::load(model_yaml, options)?;
+        match engine.info.files == before {
+            true => Ok(engine),
+            false => Err(LoadError::Changed(model_yaml.to_owned())),
+        }
     }
 
     /// As [`Engine::load`], with the description as it is given; `model_yaml` says where it came from.
@@ -112,6 +134,7 @@ impl Engine {
                 path: model_yaml.to_owned(),
                 classes: description.classes.clone(),
                 bytes: detector.model_bytes(),
+                files: detector.files().to_vec(),
                 kernels: kernels.ok(),
             },
             Box::new(detector),

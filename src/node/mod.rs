@@ -20,6 +20,7 @@ pub mod engine;
 pub mod latency;
 pub mod latest;
 pub mod pipeline;
+pub mod reach;
 pub mod settings;
 pub mod shadow;
 pub mod status;
@@ -27,6 +28,7 @@ pub mod supervisor;
 pub mod throttle;
 pub mod troubles;
 pub mod usage;
+mod waiting;
 
 #[cfg(feature = "ros2")]
 pub mod ros;

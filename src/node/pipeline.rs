@@ -26,6 +26,7 @@ use super::latest::{Latest, Taken};
 use super::shadow::{self, Check, ShadowSettings, ShadowState};
 use super::throttle::Throttle;
 use super::troubles::{Part, Symptom, Trouble, Troubles};
+use super::waiting;
 use crate::bag::Stamp;
 use crate::bag::msg::{Header, PointCloud2, TfMessage};
 use crate::calibration::CalibrationBuffer;
@@ -33,6 +34,7 @@ use crate::cloud::Points;
 use crate::cloud::condition::Condition;
 use crate::cloud::frames::{Frame, FrameAssembler, FrameError};
 use crate::detector::{Inference, Precision, Timing};
+use crate::text::{printable, shown};
 
 /// How long a cloud waits for the transforms of its stamp, which travel on another topic.
 const TRANSFORM_PATIENCE: Duration = Duration::from_millis(200);
@@ -40,8 +42,8 @@ const TRANSFORM_PATIENCE: Duration = Duration::from_millis(200);
 /// [`TRANSFORM_RETRY`] still waits.
 const TRANSFORM_TRIES: u32 = 5;
 const TRANSFORM_RETRY: Duration = Duration::from_secs(2);
-/// Messages of `/tf` that may wait for the assembly thread; older ones go first.
-const MAX_PENDING_TRANSFORMS: usize = 1_000;
+/// Longest words for why a cloud was dropped, in characters.
+const LONGEST_PROBLEM: usize = 1000;
 /// How often the threads look up from an empty slot.
 const IDLE: Duration = Duration::from_millis(200);
 /// Samples in the latency windows: a minute at 10 Hz.
@@ -251,7 +253,7 @@ struct Ledger {
 struct Shared {
     clouds: Latest<Arrived>,
     frames: Latest<Assembled>,
-    transforms: Mutex<VecDeque<(TfMessage, bool)>>,
+    transforms: Mutex<waiting::Transforms>,
     /// `None` once nobody is there to obey.
     commands: Mutex<Option<VecDeque<Command>>>,
     ledger: Mutex<Ledger>,
@@ -394,15 +396,7 @@ impl Pipeline {
 
     /// Hands in transforms of `/tf` or `/tf_static`; never waits.
     pub fn push_transforms(&self, transforms: TfMessage, is_static: bool) {
-        let mut pending = lock(&self.shared.transforms);
-        if pending.len() == MAX_PENDING_TRANSFORMS {
-            // A static transform comes once; of the moving ones the oldest matters least.
-            match pending.iter().position(|(_, is_static)| !is_static) {
-                Some(index) => pending.remove(index),
-                None => pending.pop_front(),
-            };
-        }
-        pending.push_back((transforms, is_static));
+        lock(&self.shared.transforms).push(transforms, is_static);
     }
 
     /// Makes a loaded, warm INT8 engine the running one, between two frames.
@@ -549,6 +543,8 @@ impl Shared {
     /// Counts a cloud without output; a `problem` is also said, now and then.
     fn drop_cloud(&self, reason: Drop, problem: Option<String>) {
         let now = Instant::now();
+        // It goes into diagnostics every second.
+        let problem = problem.map(|problem| printable(&problem, LONGEST_PROBLEM));
         {
             let mut ledger = self.ledger();
             *ledger.counters.dropped.entry(reason).or_default() += 1;
@@ -605,8 +601,8 @@ impl Shared {
     }
 
     fn feed_transforms(&self, assembler: &mut FrameAssembler) {
-        let pending = std::mem::take(&mut *lock(&self.transforms));
-        for (transforms, is_static) in pending {
+        let waiting = lock(&self.transforms).take();
+        for (transforms, is_static) in waiting {
             assembler.push_tf(&transforms, is_static);
         }
     }
@@ -634,7 +630,8 @@ impl Shared {
             Ok(frame) if frame.points.is_empty() => {
                 let problem = format!(
                     "cloud of frame \"{}\" at {}: no finite point in it",
-                    header.frame_id, header.stamp
+                    shown(&header.frame_id),
+                    header.stamp
                 );
                 self.drop_cloud(Drop::EmptyCloud, Some(problem));
             }
@@ -981,6 +978,7 @@ pub(crate) mod tests {
             path: id.into(),
             classes,
             bytes: 1,
+            files: Vec::new(),
             kernels: None,
         };
         Engine::new(info, Box::new(Scripted(script)))
@@ -1163,9 +1161,10 @@ pub(crate) mod tests {
         assert_eq!(counters.received, 50);
         assert_eq!(counters.published + superseded, 50);
         assert!(superseded > 0);
+        // An answer is counted a moment before it is handed over.
         let mut stamps = Vec::new();
-        while let Ok(output) = outputs.try_recv() {
-            stamps.push(output.header.stamp.0);
+        for _ in 0..counters.published {
+            stamps.push(next(&mut outputs).await.header.stamp.0);
         }
         assert!(stamps.is_sorted_by(|a, b| a < b), "{stamps:?}");
         assert_eq!(stamps.last(), Some(&50));

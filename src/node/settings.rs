@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use super::reach::Reach;
 use super::shadow::ShadowSettings;
 use crate::calibration::selection::Choice;
 use crate::calibration::store::Limits;
 use crate::calibration::{ModelStore, Policy};
 use crate::cloud::frames::InputOptions;
 use crate::detector::{ModelDescription, Provider, RuntimeOptions};
+use crate::onnx::limit;
 use crate::ptq::recipe::Target;
 
 /// The value that leaves a number to the node.
@@ -83,11 +85,15 @@ pub enum Reliability {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
     pub model_path: String,
+    pub model_max_mb: usize,
     pub model_store: String,
     pub store_max_models: usize,
     pub store_max_mb: usize,
     pub store_resume: bool,
+    pub store_allow_unjudged: bool,
     pub recipe_path: String,
+    /// Folders, separated by ':'.
+    pub request_folders: String,
     pub target: Target,
     pub input_reliability: Reliability,
     pub input_model_frame: String,
@@ -121,11 +127,14 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             model_path: String::new(),
+            model_max_mb: limit::DEFAULT_MB as usize,
             model_store: String::new(),
             store_max_models: 20,
             store_max_mb: 1000,
             store_resume: true,
+            store_allow_unjudged: false,
             recipe_path: String::new(),
+            request_folders: String::new(),
             target: Target::Cpu,
             input_reliability: Reliability::BestEffort,
             input_model_frame: String::new(),
@@ -182,6 +191,13 @@ pub const SPECS: &[Spec] = &[
         set: |s, v| put(&mut s.model_path, text(v)),
     },
     Spec {
+        name: "model_max_mb",
+        description: "Size of a model at the most, all its files together, megabytes; a larger one is not read",
+        live: false,
+        get: |s| Value::Integer(s.model_max_mb as i64),
+        set: |s, v| put(&mut s.model_max_mb, count(v, 1, 10_000_000)),
+    },
+    Spec {
         name: "model_store",
         description: "Folder where INT8 models and their reports are kept; empty: below ROS_HOME",
         live: false,
@@ -210,11 +226,26 @@ pub const SPECS: &[Spec] = &[
         set: |s, v| put(&mut s.store_resume, flag(v)),
     },
     Spec {
+        name: "store.allow_unjudged",
+        description: "Whether a model that another made runs though this node's own frames cannot judge it",
+        live: true,
+        get: |s| Value::Bool(s.store_allow_unjudged),
+        set: |s, v| put(&mut s.store_allow_unjudged, flag(v)),
+    },
+    Spec {
         name: "recipe_path",
         description: "Quantization recipe (YAML); empty: the built-in one",
         live: false,
         get: |s| Value::Text(s.recipe_path.clone()),
         set: |s, v| put(&mut s.recipe_path, text(v)),
+    },
+    Spec {
+        name: "request_folders",
+        description: "Folders, separated by ':', below which callers of the services may name recipes, recordings and models \
+                      to read, and have the buffer saved; besides those of recipe_path and of saved buffers",
+        live: false,
+        get: |s| Value::Text(s.request_folders.clone()),
+        set: |s, v| put(&mut s.request_folders, folders(v)),
     },
     Spec {
         name: "target",
@@ -474,6 +505,20 @@ impl Settings {
         Some(PathBuf::from(&self.recipe_path)).filter(|path| !path.as_os_str().is_empty())
     }
 
+    /// Where files may lie that callers name: in `own` folders, beside the recipe, and where the parameter says.
+    pub fn reach(&self, own: impl IntoIterator<Item = PathBuf>) -> Reach {
+        let beside_recipe = self.recipe_file().and_then(|recipe| {
+            let folder = recipe.parent()?;
+            Some(match folder.as_os_str().is_empty() {
+                true => PathBuf::from("."),
+                false => folder.to_owned(),
+            })
+        });
+        let named = self.request_folders.split(':').filter(|f| !f.is_empty());
+        let named = named.map(PathBuf::from);
+        Reach::new(own.into_iter().chain(beside_recipe).chain(named))
+    }
+
     /// The model description file that `model_path` names: itself, or `model.yaml` in the folder.
     pub fn model_file(&self) -> PathBuf {
         let path = PathBuf::from(&self.model_path);
@@ -493,7 +538,7 @@ impl Settings {
     pub fn model_store(&self, ros_home: &Path) -> ModelStore {
         let limits = Limits {
             models: self.store_max_models,
-            bytes: self.store_max_mb as u64 * 1_000_000,
+            bytes: (self.store_max_mb as u64).saturating_mul(1_000_000),
         };
         ModelStore::new(self.store_folder(ros_home), limits)
     }
@@ -534,7 +579,7 @@ impl Settings {
         Policy {
             choice: self.calibration_choice,
             max_frames: self.calibration_max_frames,
-            max_bytes: self.calibration_max_mb as u64 * 1_000_000,
+            max_bytes: (self.calibration_max_mb as u64).saturating_mul(1_000_000),
             min_period_s: self.calibration_min_period_s,
             per_place: self.calibration_per_place,
             gap_s: self.calibration_gap_s,
@@ -625,6 +670,18 @@ fn text(value: &Value) -> Result<String, Refused> {
     match value {
         Value::Text(text) => Ok(text.trim().to_owned()),
         _ => Err(Refused::Type("string")),
+    }
+}
+
+/// A list of folders; one that is no absolute path would depend on where the node was started.
+fn folders(value: &Value) -> Result<String, Refused> {
+    let text = text(value)?;
+    let relative = |folder: &&str| !folder.is_empty() && !Path::new(folder).is_absolute();
+    match text.split(':').find(relative) {
+        Some(folder) => Err(Refused::Value(format!(
+            "'{folder}' is no absolute path; give folders as '/data/bags:/data/recipes'"
+        ))),
+        None => Ok(text),
     }
 }
 
@@ -763,18 +820,21 @@ mod tests {
             "out".into(),
         );
         format!(
-            "{job:?} {:?} {:?} {:?} {:?} {:?} {:?}",
+            "{job:?} {:?} {:?} {:?} {:?} {:?} {:?} {:?}",
             settings.model_store(home),
             settings.buffer_folder(home, "/node"),
             settings.buffer_policy(description.points.sweeps),
             settings.shadow(),
             settings.runtime_options(),
             settings.input_options(&description),
+            settings.reach([]),
         )
     }
 
     /// Those that the node reads as they are, and where a test holds what they do.
-    const AS_THEY_ARE: [(&str, &str); 6] = [
+    const AS_THEY_ARE: [(&str, &str); 8] = [
+        ("model_max_mb", "tests/ros/test_startup.py"),
+        ("store.allow_unjudged", "tests/ros/test_requests.py"),
         ("store.resume", "tests/ros/test_parameters.py"),
         ("input.reliability", "tests/ros/test_silence.py"),
         ("calibration.min_frames", "tests/ros/test_calibration.py"),

@@ -56,7 +56,10 @@ impl Last {
 pub struct Judgement {
     /// The model in the store.
     pub stored_id: String,
-    /// Frames that the node's buffer holds out and that it was judged on; 0: it was not judged here.
+    /// Whether this node's frames judged it: those that the buffer held out, or where the node made it, those that it was
+    /// made from.
+    pub judged: bool,
+    /// Frames that the node's buffer held out and that it was judged on.
     pub frames: usize,
     /// What that gave, or why it was not judged.
     pub text: String,

@@ -22,14 +22,21 @@ use tokio::task::JoinHandle;
 use super::calibrator::{self, Comparison, Input, Job, JobError, Progress};
 use super::engine::{Engine, EngineError, LoadError, ModelInfo};
 use super::pipeline::{Active, Fallback, Pipeline, SwapError};
+use super::reach::ReachError;
 use super::settings::Settings;
 use super::status::{Calibrating, Judgement, Last, Outcome, Start, Status, Work};
+use super::troubles::{Part, Symptom};
 use crate::calibration::buffer::Snapshot;
-use crate::calibration::store::{FloatModel, Listing, Pick, Selection, StoreError, Version};
+use crate::calibration::store::{
+    Admitted, FloatModel, Listing, Selection, StoreError, Terms, Unfit, Version,
+};
 use crate::calibration::{BufferError, ModelStore};
-use crate::detector::{ModelDescription, Precision, RuntimeOptions};
+use crate::detector::{DetectorError, FileRecord, ModelDescription, Precision, RuntimeOptions};
+use crate::files;
+use crate::onnx::OnnxError;
 use crate::ptq::check::Verdict;
-use crate::ptq::recipe::{BUILT_IN, Recipe, Target};
+use crate::ptq::recipe::{BUILT_IN, Recipe, RecipeError, Target};
+use crate::text::{printable, without_values};
 
 /// Files and settings a calibration needs.
 #[derive(Debug, Clone)]
@@ -129,6 +136,8 @@ pub enum Refusal {
     Stopping,
     #[error(transparent)]
     Swap(#[from] SwapError),
+    #[error(transparent)]
+    Reach(#[from] ReachError),
     #[error("the stored INT8 model cannot run: {0}")]
     Stored(String),
     #[error("{what} '{}' is no absolute path, and the node's working folder is anywhere", .path.display())]
@@ -155,10 +164,32 @@ pub enum Refusal {
     },
     #[error("the model cannot be compared with float on the node's frames: {0}")]
     Judge(String),
+    #[error(
+        "{id} is {text}. It does not run unjudged: drive until the buffer holds out frames enough (calibration_state and \
+         diagnostics tell), then load it again, or set the parameter store.allow_unjudged"
+    )]
+    NotJudged { id: String, text: String },
+    #[error(
+        "the float model was changed on disk since the node was started ({what}), and what is quantized has to be what \
+         runs: restart the node to run the new one, or put the old one back"
+    )]
+    FloatChanged { what: String },
     #[error("the model store: {0}")]
     Store(String),
     #[error("the buffer was not saved: {0}")]
     Save(String),
+    #[error(
+        "the buffer was not saved: {} would be in {}, which is the node's own; name a folder elsewhere",
+        .path.display(), .own.display()
+    )]
+    Own { path: PathBuf, own: PathBuf },
+}
+
+impl Refusal {
+    /// Callers hear which file and which key, but nothing that is in the file: who calls need not be who may read it.
+    fn recipe(error: RecipeError) -> Self {
+        Refusal::Recipe(printable(&without_values(&error.to_string()), 500))
+    }
 }
 
 fn and_problem(problem: &Option<String>) -> String {
@@ -180,6 +211,13 @@ enum Failure {
     Job(JobError),
     #[error("the model store: {0}")]
     Store(#[from] StoreError),
+    #[error(
+        "the new model is not of the float model that runs: {0}. If its files were changed on disk, restart the node to run \
+         them, or put the old ones back"
+    )]
+    Unfit(#[from] Unfit),
+    #[error(transparent)]
+    Float(#[from] Refusal),
     #[error("the new model does not load: {0}")]
     Load(#[from] LoadError),
     #[error("the new model does not run: {0}")]
@@ -216,6 +254,8 @@ pub struct Supervisor {
     settings: Arc<Mutex<Settings>>,
     runtime: RuntimeOptions,
     paths: Paths,
+    /// The float model as it was loaded: what it is on disk may be another one.
+    float: FloatModel,
     work: watch::Sender<Work>,
     running: Mutex<Option<Running>>,
     /// Held while the engine is exchanged and the store told, so that both end in the same order.
@@ -230,11 +270,13 @@ impl Supervisor {
         runtime: RuntimeOptions,
         paths: Paths,
     ) -> Arc<Self> {
+        let float = FloatModel::loaded(&paths.base, &pipeline.base().files);
         Arc::new(Self {
             pipeline,
             settings,
             runtime,
             paths,
+            float,
             work: watch::Sender::new(Work::default()),
             running: Mutex::default(),
             exchange: tokio::sync::Mutex::default(),
@@ -278,9 +320,16 @@ impl Supervisor {
             Some(bag) if !bag.exists() => Err(Refusal::NoBag(bag)),
             _ => Recipe::load_or_default(recipe.as_deref())
                 .and_then(|recipe| recipe.suits(&classes).map(|()| recipe))
-                .map_err(|error| Refusal::Recipe(error.to_string())),
+                .map_err(Refusal::recipe),
         })
         .await?;
+        if self.pipeline.base().precision == Precision::Float {
+            self.float_is_as_loaded().await?;
+            // The INT8 model is smaller, but for graphs of few weights.
+            let bytes = self.pipeline.base().bytes;
+            let room = self.ask_store(move |store, _| store.has_room(bytes));
+            room.await.map_err(Refusal::Store)?;
+        }
         let held_out = self.pipeline.buffer().fill().held_out;
         let recording = order.bag.map(|bag| Recording {
             bag,
@@ -351,6 +400,26 @@ impl Supervisor {
         Ok(Started { number, source })
     }
 
+    /// Refuses to work with a float model that is another one on disk than in memory: every tool reads it from there.
+    async fn float_is_as_loaded(&self) -> Result<(), Refusal> {
+        let (base, path) = (self.paths.base.clone(), self.paths.model.clone());
+        let before = self.float.files.clone();
+        on_a_thread_that_may_wait(move || {
+            let changed = |what: String| Refusal::FloatChanged { what };
+            let there = ModelDescription::load(&path).map_err(|e| changed(e.to_string()))?;
+            if there != base {
+                return Err(changed(format!("{} says something else", path.display())));
+            }
+            let files = FileRecord::all_of(&there).map_err(|e| changed(e.to_string()))?;
+            match files.iter().zip(&before).find(|(now, then)| now != then) {
+                Some((file, _)) => Err(changed(format!("{} is another file", file.file))),
+                None if files.len() != before.len() => Err(changed("it has other files".into())),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
     /// How many frames the buffer holds, if that is enough, and how many of them lack sweeps that the model wants.
     fn enough_frames(&self, settings: &Settings) -> Result<(usize, usize), Refusal> {
         let fill = self.pipeline.buffer().fill();
@@ -383,20 +452,24 @@ impl Supervisor {
     pub async fn select(&self, precision: Precision) -> Result<Active, Refusal> {
         let _turn = self.exchange.lock().await;
         let selected = self.pipeline.select(precision).await;
-        let active = match selected {
+        match selected {
             Err(missing @ SwapError::Missing(Precision::Int8, _)) => {
-                match self.stored_int8().await.map_err(Refusal::Stored)? {
-                    Some(version) => self
-                        .install_stored(&version)
-                        .await
-                        .map_err(|failure| Refusal::Stored(failure.to_string()))?,
-                    None => return Err(missing.into()),
-                }
+                let stored = self.stored_int8().await.map_err(Refusal::Stored)?;
+                let Some((version, admitted)) = stored else {
+                    return Err(missing.into());
+                };
+                let installed = self.install_stored(&version).await;
+                let active = installed.map_err(|failure| Refusal::Stored(failure.to_string()))?;
+                let judgement = self.known(&version, admitted);
+                self.remember_as(&active.model, judgement, None).await;
+                Ok(active)
             }
-            selected => selected?,
-        };
-        self.remember(&active.model).await;
-        Ok(active)
+            selected => {
+                let active = selected?;
+                self.remember(&active.model).await;
+                Ok(active)
+            }
+        }
     }
 
     /// Makes a model of the store, or one that comes to it with this request, the running one.
@@ -414,7 +487,7 @@ impl Supervisor {
             absolute("model", Path::new(name))?;
         }
         let (version, is_new) = self
-            .ask_store(move |store, _, _| {
+            .ask_store(move |store, _| {
                 let before = store.list()?.versions;
                 let version = match wanted {
                     Wanted::Named(name) if name.contains('/') => {
@@ -437,9 +510,13 @@ impl Supervisor {
             Ok((engine, judgement)) => {
                 let _turn = self.exchange.lock().await;
                 let active = self.pipeline.install(engine).await?;
-                self.remember(&active.model).await;
-                let told = Some(judgement.clone());
-                self.work.send_modify(|work| work.judgement = told);
+                let grounds = judgement.frames > 0;
+                let grounds = grounds.then(|| Admitted {
+                    frames: judgement.frames,
+                    text: judgement.text.clone(),
+                });
+                self.remember_as(&active.model, Some(judgement.clone()), grounds)
+                    .await;
                 Ok(Loaded {
                     version,
                     active,
@@ -450,7 +527,7 @@ impl Supervisor {
                 // What came with this request and does not run does not stay.
                 if is_new {
                     let id = version.id.clone();
-                    let removed = self.ask_store(move |store, _, _| store.remove(&id));
+                    let removed = self.ask_store(move |store, _| store.remove(&id));
                     if let Err(problem) = removed.await {
                         tracing::warn!("{problem}");
                     }
@@ -464,40 +541,39 @@ impl Supervisor {
     async fn load_judged(&self, version: &Version) -> Result<(Engine, Judgement), Refusal> {
         let engine = self.load_fit(version).await;
         let engine = engine.map_err(|why| Refusal::Stored(format!("{}: {why}", version.id)))?;
-        let made_here = version.node.as_deref() == Some(&self.paths.node);
-        let judgement = match made_here {
+        let judgement = match version.is_made_by(&self.paths.node) {
             true => Judgement {
                 stored_id: version.id.clone(),
+                judged: true,
                 frames: 0,
-                text: format!("this node made it; {}", as_made(version)),
+                text: format!("this node made it; {}", version.as_made()),
                 verdict: None,
             },
             false => self.judge(version).await?,
         };
-        Ok((engine, judgement))
+        let allowed = lock(&self.settings).store_allow_unjudged;
+        match judgement {
+            Judgement {
+                judged: false,
+                stored_id: id,
+                text,
+                ..
+            } if !allowed => Err(Refusal::NotJudged { id, text }),
+            judgement => Ok((engine, judgement)),
+        }
     }
 
     /// Holds a stored model against float on the frames that the buffer holds out, if those are enough.
     async fn judge(&self, version: &Version) -> Result<Judgement, Refusal> {
-        let not_judged = |why: String| Judgement {
-            stored_id: version.id.clone(),
-            frames: 0,
-            text: format!(
-                "not judged on what this node saw: {why}; {}",
-                as_made(version)
-            ),
-            verdict: None,
-        };
+        let not_judged = |why: String| unjudged(version, &why);
         let settings = lock(&self.settings).clone();
         let (pipeline, paths) = (self.pipeline.clone(), self.paths.clone());
-        let (model, threads, nice) = (
-            version.description(),
-            settings.calibration_threads,
-            settings.calibration_nice,
-        );
+        let (threads, nice) = (settings.calibration_threads, settings.calibration_nice);
+        let stored = version.clone();
+        self.float_is_as_loaded().await?;
         let prepared = on_a_thread_that_may_wait(move || {
             let recipe = Recipe::load_or_default(settings.recipe_file().as_deref())
-                .map_err(|error| Refusal::Recipe(error.to_string()))?;
+                .map_err(Refusal::recipe)?;
             let suits = recipe.suits(&paths.base.classes);
             suits.map_err(|error| Refusal::Recipe(error.to_string()))?;
             let (held_out, wanted) = (
@@ -512,19 +588,13 @@ impl Supervisor {
             let scratch = paths.store.incoming();
             let scratch = scratch.map_err(|error| Refusal::Store(error.to_string()))?;
             let place = |name: &str| scratch.path().join(name);
-            let (buffer, int8) = (place("frames"), place("model.yaml"));
+            let (buffer, int8) = (place("frames"), place("int8"));
             let saved = pipeline.buffer().save(&buffer);
             let held_out = saved
                 .map_err(|error| Refusal::Save(error.to_string()))?
                 .held_out;
-            // As it would run here: with the node's thresholds.
-            let description = ModelDescription::load(&model).and_then(|mut description| {
-                description.encoder.file = description.encoder_path();
-                description.backbone.file = description.backbone_path();
-                description.post = paths.base.post.clone();
-                description.save(&int8)
-            });
-            description.map_err(|error| Refusal::Stored(error.to_string()))?;
+            let int8 = with_thresholds(&stored, &paths.base, &int8)
+                .map_err(|error| Refusal::Stored(error.to_string()))?;
             let recipe = match settings.recipe_file() {
                 Some(path) => path,
                 None => {
@@ -551,10 +621,13 @@ impl Supervisor {
         };
         let verdict = comparison.run().await;
         let verdict = verdict.map_err(|error| Refusal::Judge(error.to_string()))?;
+        // It took a while, and read the float model from the disk.
+        self.float_is_as_loaded().await?;
         if verdict.accepted {
             let notes = verdict.notes().into_iter().map(|note| format!("; {note}"));
             return Ok(Judgement {
                 stored_id: version.id.clone(),
+                judged: true,
                 frames: held_out,
                 text: format!(
                     "it agrees with float on {held_out} frames that the buffer holds out{}",
@@ -578,12 +651,12 @@ impl Supervisor {
     /// Loads a model of the store, if it is one for this node.
     async fn load_fit(&self, version: &Version) -> Result<Engine, String> {
         let id = version.id.clone();
-        let fit = self.ask_store(move |store, _, float| {
-            let fit = store.fit(&id, &Selection::default(), float);
+        let fit = self.ask_store(move |store, terms| {
+            let fit = store.fit(&id, &Selection::default(), terms.float);
             Ok(fit.map_err(|why| why.to_string()))
         });
         let version = fit.await??;
-        let engine = self.load(version.description()).await;
+        let engine = self.load(&version).await;
         engine.map_err(|failure| failure.to_string())
     }
 
@@ -600,36 +673,37 @@ impl Supervisor {
             return Err(Refusal::NotStored { id });
         };
         let not_this = id.clone();
-        let before = self.ask_store(move |store, node, float| {
-            let mut selection = store.selection(node)?;
+        let before = self.ask_store(move |store, terms| {
+            let mut selection = store.selection(terms.node)?;
             selection.good.retain(|good| *good != not_this);
-            Ok(store.last_good(&selection, float))
+            Ok(store.last_good(&selection, terms))
         });
         // Float is always there, also where the store cannot be read.
         let (pick, mut problems) = match before.await {
-            Ok(pick) => (pick.version.clone(), said(&pick)),
+            Ok(pick) => (pick.version.zip(Some(pick.admitted)), said(&pick.skipped)),
             Err(problem) => (None, vec![problem]),
         };
         let mut installed = None;
-        if let Some(version) = &pick {
+        if let Some((version, admitted)) = &pick {
             match self.install_stored(version).await {
-                Ok(active) => installed = Some(active),
+                Ok(active) => installed = Some((active, self.known(version, admitted.clone()))),
                 Err(failure) => problems.push(format!("{}: {failure}", version.id)),
             }
         }
-        let active = match installed {
-            Some(active) => active,
-            None => self.pipeline.discard().await?,
+        let (active, judgement) = match installed {
+            Some(installed) => installed,
+            None => (self.pipeline.discard().await?, None),
         };
         self.tell_store(move |store, node| store.give_up(node, &id, "rolled back on request"))
             .await;
-        self.remember(&active.model).await;
+        self.remember_as(&active.model, judgement, None).await;
         Ok((active, problems))
     }
 
     /// The models of the store, and what the node runs and gave up.
     pub async fn models(&self) -> Result<(Listing, Selection), Refusal> {
-        let listed = self.ask_store(|store, node, _| Ok((store.list()?, store.selection(node)?)));
+        let listed =
+            self.ask_store(|store, terms| Ok((store.list()?, store.selection(terms.node)?)));
         listed.await.map_err(Refusal::Store)
     }
 
@@ -646,8 +720,18 @@ impl Supervisor {
             }
         };
         let pipeline = self.pipeline.clone();
+        let store = self.paths.store.root().to_owned();
         on_a_thread_that_may_wait(move || {
-            let saved = pipeline.buffer().save(&folder);
+            let fail = |path: &Path, error| Refusal::Save(format!("{}: {error}", path.display()));
+            let place = files::real_place(&folder).map_err(|error| fail(&folder, error))?;
+            for own in [pipeline.buffer().folder(), &store] {
+                let real = files::real_place(own).map_err(|error| fail(own, error))?;
+                if place.starts_with(&real) {
+                    let (path, own) = (folder, own.to_owned());
+                    return Err(Refusal::Own { path, own });
+                }
+            }
+            let saved = pipeline.buffer().save(&place);
             saved.map_err(|error| Refusal::Save(error.to_string()))
         })
         .await
@@ -658,7 +742,7 @@ impl Supervisor {
     /// What speaks against it is said in the status; the float model runs then.
     pub async fn resume(&self) {
         let _turn = self.exchange.lock().await;
-        let picked = self.ask_store(|store, node, float| {
+        let picked = self.ask_store(|store, terms| {
             match store.clean() {
                 Ok(0) => {}
                 Ok(count) => {
@@ -666,17 +750,18 @@ impl Supervisor {
                 }
                 Err(error) => tracing::warn!("{error}"),
             }
-            store.pick(node, float)
+            store.pick(terms)
         });
         let mut start = Start::default();
         match picked.await {
             Ok(pick) => {
-                start.problems = said(&pick);
+                start.problems = said(&pick.skipped);
                 if let Some(version) = &pick.version {
                     match self.install_stored(version).await {
                         Ok(active) => {
                             tracing::info!("INT8 model {} runs, as before", version.id);
-                            self.remember(&active.model).await;
+                            let judgement = self.known(version, pick.admitted.clone());
+                            self.remember_as(&active.model, judgement, None).await;
                             start.model = Some(version.id.clone());
                         }
                         Err(failure) => start.problems.push(format!("{}: {failure}", version.id)),
@@ -717,14 +802,18 @@ impl Supervisor {
     /// Asks the store something on a thread that may wait.
     async fn ask_store<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&ModelStore, &str, &FloatModel) -> Result<T, StoreError> + Send + 'static,
+        read: impl FnOnce(&ModelStore, &Terms) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, String> {
-        let Paths {
-            store, node, base, ..
-        } = self.paths.clone();
+        let Paths { store, node, .. } = self.paths.clone();
+        let float = self.float.clone();
+        let unjudged = lock(&self.settings).store_allow_unjudged;
         let task = tokio::task::spawn_blocking(move || {
-            let float = FloatModel::of(&base)?;
-            read(&store, &node, &float)
+            let terms = Terms {
+                node: &node,
+                float: &float,
+                unjudged,
+            };
+            read(&store, &terms)
         });
         match task.await {
             Ok(read) => read.map_err(|error| error.to_string()),
@@ -732,33 +821,67 @@ impl Supervisor {
         }
     }
 
-    /// The stored INT8 model that ran last, whether the node ran float since or not.
-    async fn stored_int8(&self) -> Result<Option<Version>, String> {
+    /// The stored INT8 model that ran last, whether the node ran float since or not, and on what grounds.
+    async fn stored_int8(&self) -> Result<Option<(Version, Option<Admitted>)>, String> {
         let found = self
-            .ask_store(|store, node, float| Ok(store.last_good(&store.selection(node)?, float)));
+            .ask_store(|store, terms| Ok(store.last_good(&store.selection(terms.node)?, terms)));
         let pick = found.await?;
-        match (&pick.version, said(&pick)) {
+        match (&pick.version, said(&pick.skipped)) {
             (None, problems) if !problems.is_empty() => Err(problems.join("; ")),
-            _ => Ok(pick.version),
+            _ => Ok(pick.version.zip(Some(pick.admitted))),
         }
     }
 
+    /// What is known of how a stored model stands to what this node saw; nothing where the node made it itself.
+    fn known(&self, version: &Version, admitted: Option<Admitted>) -> Option<Judgement> {
+        if version.is_made_by(&self.paths.node) {
+            return None;
+        }
+        Some(match admitted {
+            Some(Admitted { frames, text }) => Judgement {
+                stored_id: version.id.clone(),
+                judged: frames > 0,
+                frames,
+                text,
+                verdict: None,
+            },
+            None => unjudged(version, "store.allow_unjudged lets it run all the same"),
+        })
+    }
+
     async fn install_stored(&self, version: &Version) -> Result<Active, Failure> {
-        let engine = self.load(version.description()).await?;
+        let engine = self.load(version).await?;
         Ok(self.pipeline.install(engine).await?)
     }
 
-    /// Notes in the store what runs, for the next start. A store that cannot be written stops nothing.
+    /// Notes what runs, in the store for the next start. A store that cannot be written stops nothing.
     async fn remember(&self, model: &ModelInfo) {
         let stored_id = self.paths.store.id_of(&model.path);
+        let known = self.work.borrow().judgement.clone();
+        let known = known.filter(|judgement| stored_id.as_ref() == Some(&judgement.stored_id));
+        self.remember_as(model, known, None).await;
+    }
+
+    /// The same, with what is known of how the model stands to what this node saw, and the grounds on which it runs.
+    async fn remember_as(
+        &self,
+        model: &ModelInfo,
+        judgement: Option<Judgement>,
+        grounds: Option<Admitted>,
+    ) {
+        let unjudged = judgement.as_ref().filter(|judgement| !judgement.judged);
+        let text =
+            unjudged.map(|judgement| format!("{} is {}", judgement.stored_id, judgement.text));
+        let symptom = text.as_deref().map(|text| Symptom::warn("unjudged", text));
+        self.pipeline
+            .set_trouble(Part::Detection, "unjudged", symptom);
         self.work.send_if_modified(|work| {
-            let stays = |judgement: &Judgement| stored_id.as_ref() == Some(&judgement.stored_id);
-            let gone = work.judgement.take_if(|judgement| !stays(judgement));
-            gone.is_some()
+            let before = std::mem::replace(&mut work.judgement, judgement.clone());
+            before != judgement
         });
-        match (stored_id, model.precision) {
+        match (self.paths.store.id_of(&model.path), model.precision) {
             (Some(id), Precision::Int8) => {
-                self.tell_store(move |store, node| store.run(node, &id))
+                self.tell_store(move |store, node| store.run_admitted(node, &id, grounds))
                     .await;
             }
             (_, Precision::Float) => {
@@ -924,15 +1047,19 @@ impl Supervisor {
         }
         self.stage("store");
         let Paths { store, node, .. } = self.paths.clone();
-        let made = job.out.clone();
-        let add = move || store.add(&made, Some(&node));
+        let (made, float) = (job.out.clone(), self.float.clone());
+        let add = move || {
+            // What was quantized may be another one by now than when the calibration began.
+            float.check_made(&made)?;
+            Ok::<_, Failure>(store.add(&made, Some(&node))?)
+        };
         let version = tokio::task::spawn_blocking(add).await??;
         if !verdict.accepted {
             let outcome = Outcome::Refused;
             return Ok(Finished { outcome, version });
         }
         self.stage("load");
-        let engine = self.load(version.description()).await?;
+        let engine = self.load(&version).await?;
         if *cancel.borrow() {
             return Err(Failure::Cancelled);
         }
@@ -959,16 +1086,19 @@ impl Supervisor {
         Ok(verdict?)
     }
 
-    /// Loads an engine and runs it on the last frames, away from the live threads.
-    async fn load(&self, model: PathBuf) -> Result<Engine, Failure> {
+    /// Loads a stored model and runs it on the last frames, away from the live threads.
+    async fn load(&self, version: &Version) -> Result<Engine, Failure> {
         let frames = self.pipeline.buffer().recent();
         let options = self.runtime.clone();
         let base = self.paths.base.clone();
+        let version = version.clone();
         tokio::task::spawn_blocking(move || {
+            let model = version.description();
             let mut description = ModelDescription::load(&model).map_err(LoadError::from)?;
             // Thresholds are the node's, also those that were changed since the model was made.
             description.post = base.post;
             let mut engine = Engine::open(description, &model, &options)?;
+            version.verify_loaded(&engine.info.files)?;
             for frame in &frames {
                 engine.detect(&frame.points)?;
             }
@@ -978,16 +1108,50 @@ impl Supervisor {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// A judgement that is none, and why.
+fn unjudged(version: &Version, why: &str) -> Judgement {
+    Judgement {
+        stored_id: version.id.clone(),
+        judged: false,
+        frames: 0,
+        text: format!(
+            "not judged on what this node saw: {why}; {}",
+            version.as_made()
+        ),
+        verdict: None,
+    }
 }
 
-/// What is known of a model from where it was made.
-fn as_made(version: &Version) -> String {
-    match version.verdict.coverage() {
-        Some(coverage) => format!("where it was made: {coverage}"),
-        None => "its record does not say which classes were judged where it was made".into(),
-    }
+/// A folder with a stored model as it would run here, with the node's thresholds; its other files by second names.
+fn with_thresholds(
+    version: &Version,
+    base: &ModelDescription,
+    folder: &Path,
+) -> Result<PathBuf, LoadError> {
+    let mut description = ModelDescription::load(&version.description())?;
+    description.post = base.post.clone();
+    let into = |source| OnnxError::Write {
+        file: folder.to_owned(),
+        source,
+    };
+    let link = || {
+        std::fs::create_dir(folder)?;
+        for record in version.model_files() {
+            let (from, to) = (version.folder.join(&record.file), folder.join(&record.file));
+            if std::fs::hard_link(&from, &to).is_err() {
+                files::copy(&from, &to, record.bytes)?;
+            }
+        }
+        Ok(())
+    };
+    link().map_err(|error| DetectorError::from(into(error)))?;
+    let path = folder.join("model.yaml");
+    description.save(&path)?;
+    Ok(path)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn absolute(what: &'static str, path: &Path) -> Result<(), Refusal> {
@@ -1010,8 +1174,8 @@ async fn on_a_thread_that_may_wait<T: Send + 'static>(
 }
 
 /// What spoke against the models that were not picked.
-fn said(pick: &Pick) -> Vec<String> {
-    let skipped = pick.skipped.iter();
+fn said(skipped: &[(String, Unfit)]) -> Vec<String> {
+    let skipped = skipped.iter();
     skipped
         .map(|(id, unfit)| format!("{id}: {unfit}"))
         .collect()
@@ -1027,6 +1191,20 @@ mod tests {
 
     /// Longest wait for what must happen: it ends a hang, a busy machine needs little of it.
     const PATIENCE: Duration = Duration::from_secs(120);
+
+    /// A copy of the demo model that a test may change.
+    fn demo_model(folder: &Path) -> PathBuf {
+        let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo");
+        let copy = folder.join("float");
+        if !copy.exists() {
+            std::fs::create_dir(&copy).unwrap();
+            for entry in std::fs::read_dir(demo).unwrap() {
+                let path = entry.unwrap().path();
+                std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+            }
+        }
+        copy.join("model.yaml")
+    }
 
     /// A supervisor over a float engine that detects nothing, with a shell script as the
     /// quantization, after `frames` clouds.
@@ -1045,6 +1223,11 @@ mod tests {
         use crate::node::pipeline::tests::{start_with, test_cloud};
 
         let executable = quantizer(folder, script);
+        let model = demo_model(folder);
+        let mut float = float;
+        let mut info = (*float.info).clone();
+        info.files = FileRecord::all_of(&ModelDescription::load(&model).unwrap()).unwrap();
+        float.info = Arc::new(info);
         let (pipeline, mut outputs) = start_with(float, &folder.join("buffer"));
         for stamp in 1..=frames {
             pipeline.push_cloud(test_cloud(stamp * 1_000_000_000, "base_link", 2));
@@ -1055,7 +1238,6 @@ mod tests {
             calibration_min_frames: 3,
             ..Default::default()
         };
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/demo/model.yaml");
         let paths = Paths {
             executable,
             base: ModelDescription::load(&model).unwrap(),
@@ -1089,10 +1271,15 @@ mod tests {
         report.model = "demo".into();
         report.check.verdict.accepted = accepted;
         report.check.verdict.reasons = Vec::from_iter((!accepted).then(|| reason.to_owned()));
+        let float = ModelDescription::load(&demo_model(folder)).unwrap();
+        report.float_files = FileRecord::all_of(&float).unwrap();
+        let graph = folder.join("made.onnx");
+        std::fs::write(&graph, "x\n").unwrap();
+        report.int8_files = vec![FileRecord::of(&graph).unwrap()];
         let file = folder.join("made.json");
         std::fs::write(&file, serde_json::to_string(&report).unwrap()).unwrap();
         format!(
-            "{OUT}mkdir \"$out\"; echo x >\"$out/model.yaml\"; cp '{}' \"$out/report.json\"; echo '{{\"event\":\"done\",\
+            "{OUT}mkdir \"$out\"; echo x >\"$out/model.yaml\"; echo x >\"$out/made.onnx\"; cp '{}' \"$out/report.json\"; echo '{{\"event\":\"done\",\
              \"out\":\"o\",\"verdict\":{{\"accepted\":{accepted},\"reasons\":[\"{reason}\"]}}}}'",
             file.display()
         )
@@ -1219,17 +1406,27 @@ mod tests {
         report.float_files = FloatModel::of(base).unwrap().files;
         report.check.verdict.accepted = true;
         report.reduced_range = true;
+        report.int8_files = FileRecord::all_of(&ModelDescription {
+            folder: made.to_owned(),
+            ..description
+        })
+        .unwrap();
         let text = serde_json::to_string(&report).unwrap();
         std::fs::write(made.join("report.json"), text).unwrap();
     }
 
-    /// Such a folder in a supervisor's store.
+    /// Such a folder in a supervisor's store, where the node made it itself.
     fn stored(supervisor: &Supervisor, variant: f32) -> Version {
         let Paths { store, base, .. } = &supervisor.paths;
         let incoming = store.incoming().unwrap();
         let folder = incoming.path().join("model");
         made(base, &folder, variant);
-        store.add(&folder, None).unwrap()
+        store.add(&folder, Some("/centerpoint")).unwrap()
+    }
+
+    /// Has models run that the node's frames do not judge.
+    fn allow_unjudged(node: &Supervisor) {
+        lock(&node.settings).store_allow_unjudged = true;
     }
 
     /// A supervisor whose float engine has the demo model's classes.
@@ -1346,6 +1543,7 @@ mod tests {
         assert_eq!(status.stored_id, Some(there.id.clone()));
         assert_eq!(status.precision, Precision::Int8);
 
+        allow_unjudged(&node);
         let elsewhere = folder.path().join("elsewhere");
         made(&node.paths.base, &elsewhere, 0.8);
         let second = load(&node, elsewhere.to_str().unwrap()).await.unwrap();
@@ -1401,6 +1599,21 @@ mod tests {
         std::fs::write(&report, value.to_string()).unwrap();
         let refusal = load(&node, refused.to_str().unwrap()).await.unwrap_err();
         assert!(refusal.contains("lost cars"), "{refusal}");
+        // One bit of the weights, on the way here.
+        let damaged = folder.path().join("damaged");
+        made(&node.paths.base, &damaged, 0.8);
+        let backbone = damaged.join(&node.paths.base.backbone.file);
+        let mut bytes = std::fs::read(&backbone).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&backbone, bytes).unwrap();
+        allow_unjudged(&node);
+        let refusal = load(&node, damaged.to_str().unwrap()).await.unwrap_err();
+        assert!(
+            refusal.contains("pts_backbone") && refusal.contains("SHA-256"),
+            "{refusal}"
+        );
+        assert!(node.paths.store.list().unwrap().versions.is_empty());
         let status = node.status();
         assert_eq!(
             (status.precision, status.stored_id),
@@ -1499,26 +1712,60 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_model_that_cannot_be_judged_here_runs_and_that_is_said() {
+    async fn a_model_that_cannot_be_judged_here_does_not_run_unless_that_is_allowed_and_then_it_is_said()
+     {
         let folder = tempfile::tempdir().unwrap();
         // No frames at all, and then frames without boxes enough.
         let node = demo_with(folder.path(), 0, "exit 1").await;
         let elsewhere = folder.path().join("elsewhere");
         made(&node.paths.base, &elsewhere, 0.8);
         let name = || Wanted::Named(elsewhere.display().to_string());
-        let loaded = node.load_model(name()).await.unwrap();
-        for part in [
+        let why = [
             "not judged on what this node saw: its buffer holds out 0 frames, 4 are needed",
             "where it was made: judged",
             "not judged for lack of boxes: NEVER_SEEN",
-        ] {
-            assert!(
-                loaded.judgement.text.contains(part),
-                "{:?}",
-                loaded.judgement
-            );
+        ];
+        let refusal = node.load_model(name()).await.unwrap_err().to_string();
+        for part in why.iter().chain(&["drive until", "store.allow_unjudged"]) {
+            assert!(refusal.contains(part), "{refusal}");
         }
-        assert_eq!(node.status().judgement, Some(loaded.judgement));
+        assert_eq!(node.status().precision, Precision::Float);
+        assert!(node.paths.store.list().unwrap().versions.is_empty());
+
+        allow_unjudged(&node);
+        let loaded = node.load_model(name()).await.unwrap();
+        let Judgement { judged, text, .. } = &loaded.judgement;
+        assert!(!judged);
+        for part in why {
+            assert!(text.contains(part), "{text}");
+        }
+        let status = node.status();
+        assert_eq!(status.judgement.as_ref(), Some(&loaded.judgement));
+        let lasting = |status: &Status| {
+            let conditions = status.conditions.iter();
+            let unjudged = conditions.filter(|trouble| trouble.kind == "unjudged");
+            unjudged.map(|trouble| trouble.text.clone()).next()
+        };
+        assert!(lasting(&status).unwrap().contains(&loaded.version.id));
+        // The next start does not take it for judged, and says so where it runs.
+        let next = demo_with(folder.path(), 0, "exit 1").await;
+        next.resume().await;
+        let status = next.status();
+        assert_eq!(status.precision, Precision::Float);
+        let problem = &status.start.unwrap().problems[0];
+        assert!(problem.contains("not judged"), "{problem}");
+        assert!(next.select(Precision::Int8).await.is_err());
+        next.paths
+            .store
+            .run("/centerpoint", &loaded.version.id)
+            .unwrap();
+        allow_unjudged(&next);
+        next.resume().await;
+        let status = next.status();
+        assert_eq!(status.stored_id, Some(loaded.version.id));
+        assert!(lasting(&status).is_some() && !status.judgement.unwrap().judged);
+        next.select(Precision::Float).await.unwrap();
+        assert_eq!(lasting(&next.status()), None);
 
         let second = tempfile::tempdir().unwrap();
         let few = r#"{"accepted": false, "reasons": ["no class has boxes enough"], "judged": [], "not_judged":
@@ -1529,14 +1776,12 @@ mod tests {
         let text = BUILT_IN.replace("min_held_out: 4", "min_held_out: 1");
         std::fs::write(&recipe, &text).unwrap();
         lock(&node.settings).recipe_path = recipe.display().to_string();
-        let loaded = node.load_model(name()).await.unwrap();
-        assert_eq!(loaded.judgement.frames, 0);
-        assert!(
-            loaded.judgement.text.contains("no class has boxes enough"),
-            "{:?}",
-            loaded.judgement
-        );
-        // A recipe that insists is heard.
+        let refusal = node.load_model(name()).await.unwrap_err();
+        assert!(matches!(refusal, Refusal::NotJudged { .. }), "{refusal}");
+        let refusal = refusal.to_string();
+        assert!(refusal.contains("no class has boxes enough"), "{refusal}");
+        // A recipe that insists is heard, also where unjudged models may run.
+        allow_unjudged(&node);
         std::fs::write(
             &recipe,
             text.replacen("must_judge: []", "must_judge: [CAR]", 1),
@@ -1544,6 +1789,86 @@ mod tests {
         .unwrap();
         let refusal = node.load_model(name()).await.unwrap_err();
         assert!(matches!(refusal, Refusal::Disagrees { .. }), "{refusal}");
+    }
+
+    #[tokio::test]
+    async fn a_float_model_that_changed_on_disk_is_neither_quantized_nor_compared_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = done(folder.path(), true, "");
+        let node = supervisor(folder.path(), 4, &script).await;
+        let backbone = node.paths.base.backbone_path();
+        let description = node.paths.model.clone();
+        for file in [&backbone, &description] {
+            let before = std::fs::read(file).unwrap();
+            let mut bytes = before.clone();
+            match file == &backbone {
+                true => bytes[1000] ^= 1,
+                false => bytes.extend(b"\nframe: elsewhere\n"),
+            }
+            std::fs::write(file, bytes).unwrap();
+            let refusal = node.calibrate(Order::default()).await.unwrap_err();
+            assert!(matches!(refusal, Refusal::FloatChanged { .. }), "{refusal}");
+            let refusal = refusal.to_string();
+            for part in ["restart the node", "put the old one back"] {
+                assert!(refusal.contains(part), "{refusal}");
+            }
+            std::fs::write(file, before).unwrap();
+        }
+        node.calibrate(Order::default()).await.unwrap();
+        finished(&node).await;
+
+        // It may change while the calibration reads it.
+        let script = script.replace(OUT, &format!("{OUT}printf x >>'{}'\n", backbone.display()));
+        quantizer(folder.path(), &script);
+        let report = folder.path().join("made.json");
+        let text = std::fs::read_to_string(&report).unwrap();
+        let mut made: crate::ptq::report::Report = serde_json::from_str(&text).unwrap();
+        made.float_files[1].sha256 = "00".repeat(32);
+        std::fs::write(&report, serde_json::to_string(&made).unwrap()).unwrap();
+        node.work.send_modify(|work| work.last = None);
+        while node.cancel().is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let before = node.paths.store.list().unwrap().versions;
+        node.calibrate(Order::default()).await.unwrap();
+        let last = finished(&node).await;
+        assert_eq!(last.outcome, Outcome::Failed);
+        assert!(
+            last.reasons[0].contains("another float model") && last.reasons[0].contains("restart"),
+            "{:?}",
+            last.reasons
+        );
+        assert_eq!(node.paths.store.list().unwrap().versions, before);
+    }
+
+    #[tokio::test]
+    async fn a_model_that_was_judged_here_is_known_at_the_next_start() {
+        let folder = tempfile::tempdir().unwrap();
+        let verdict = r#"{"verdict": {"accepted": true, "reasons": [], "judged":
+            [{"class": "CAR", "float_boxes": 30, "int8_boxes": 29, "needed": 20}], "not_judged": []}}"#;
+        let script = format!("echo '{}'", verdict.replace('\n', " "));
+        let node = demo_with(folder.path(), 24, &script).await;
+        let recipe = folder.path().join("recipe.yaml");
+        let text = BUILT_IN.replace("min_held_out: 4", "min_held_out: 1");
+        std::fs::write(&recipe, text).unwrap();
+        lock(&node.settings).recipe_path = recipe.display().to_string();
+        let elsewhere = folder.path().join("elsewhere");
+        made(&node.paths.base, &elsewhere, 0.8);
+        let wanted = Wanted::Named(elsewhere.display().to_string());
+        let loaded = node.load_model(wanted).await.unwrap();
+        assert!(loaded.judgement.judged);
+        drop(node);
+
+        let next = demo(folder.path()).await;
+        next.resume().await;
+        let status = next.status();
+        assert_eq!(status.stored_id, Some(loaded.version.id));
+        let judgement = status.judgement.unwrap();
+        assert_eq!(
+            (judgement.judged, judgement.frames, judgement.text),
+            (true, loaded.judgement.frames, loaded.judgement.text)
+        );
+        assert_eq!(status.conditions, []);
     }
 
     #[tokio::test]
@@ -1730,5 +2055,28 @@ mod tests {
         assert!(again.contains("is there already"), "{again}");
         let relative = node.save_buffer(Some("mine".into())).await;
         assert!(matches!(relative, Err(Refusal::Relative { .. })));
+
+        // What is the node's own stays its own, whatever leads there.
+        std::fs::create_dir_all(folder.path().join("store/models")).unwrap();
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path().join("store"), &link).unwrap();
+        for own in [
+            "buffer/mine",
+            "buffer/frames/mine",
+            "store/models/demo-123456789abc",
+            "mine/../buffer/mine",
+            "link/models/mine",
+            "link",
+        ] {
+            let refused = node.save_buffer(Some(folder.path().join(own))).await;
+            assert!(
+                matches!(refused, Err(Refusal::Own { .. })),
+                "{own}: {refused:?}"
+            );
+        }
+        let nowhere = folder.path().join("absent/../buffer/mine");
+        assert!(node.save_buffer(Some(nowhere)).await.is_err());
+        let left = std::fs::read_dir(folder.path().join("store/models")).unwrap();
+        assert_eq!(left.count(), 0);
     }
 }

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use crate::text::printable;
+
+/// Longest text of a trouble that is shown whole, in characters: it goes into every status and into diagnostics.
+const LONGEST: usize = 1000;
 /// A trouble of clouds is over when it was not seen for so long, and in so many clouds.
 const CALM: Duration = Duration::from_secs(3);
 const CALM_CLOUDS: u32 = 3;
@@ -136,7 +140,7 @@ impl Troubles {
                 Some(entry) => {
                     entry.seen = Some(seen);
                     if entry.text != symptom.text {
-                        symptom.text.clone_into(&mut entry.text);
+                        entry.text = printable(symptom.text, LONGEST);
                     }
                 }
                 None => self.begin(part, symptom, Some(seen), now),
@@ -153,14 +157,16 @@ impl Troubles {
     /// Says that a state lasts, and how it shows now.
     pub fn set(&mut self, part: Part, symptom: Symptom, now: Instant) {
         match self.lasting.get_mut(&(part, symptom.kind)) {
-            Some(entry) if entry.text != symptom.text => {
-                if symptom.told_here {
-                    say(symptom.severity, symptom.text);
+            Some(entry) => {
+                let text = printable(symptom.text, LONGEST);
+                if entry.text != text {
+                    if symptom.told_here {
+                        say(symptom.severity, &text);
+                    }
+                    entry.text = text;
+                    self.changes += 1;
                 }
-                symptom.text.clone_into(&mut entry.text);
-                self.changes += 1;
             }
-            Some(_) => {}
             None => self.begin(part, symptom, None, now),
         }
     }
@@ -222,7 +228,7 @@ impl Troubles {
         }
         let entry = Entry {
             severity: symptom.severity,
-            text: symptom.text.to_owned(),
+            text: printable(symptom.text, LONGEST),
             since: now,
             seen,
             told,
@@ -330,6 +336,23 @@ mod tests {
         assert_eq!(troubles.list(now)[0].text, "the folder is gone");
         troubles.clear(Part::Calibration, "buffer", now);
         assert!(troubles.list(now).is_empty());
+    }
+
+    #[test]
+    fn texts_are_bounded_and_clean() {
+        let now = Instant::now();
+        let mut troubles = Troubles::default();
+        let text = format!("frame \x1b[2J{}", "x".repeat(1_000_000));
+        troubles.saw(Part::Input, [few(&text)], now);
+        troubles.saw(Part::Input, [few(&(text.clone() + "y"))], now);
+        for _ in 0..3 {
+            let symptom = Symptom::error("buffer", &text);
+            troubles.set(Part::Calibration, symptom, now);
+        }
+        assert_eq!(troubles.changes(), 2, "the same text is no change");
+        for trouble in troubles.list(now) {
+            assert!(trouble.text.len() < 1100 && !trouble.text.contains('\x1b'));
+        }
     }
 
     #[test]

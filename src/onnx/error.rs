@@ -17,6 +17,17 @@ pub enum OnnxError {
         external: PathBuf,
         source: std::io::Error,
     },
+    #[error(
+        "{file} is too large: the model would be {} MB with it, and at most {} MB are read (`model_max_mb` of the node, \
+         `--max-model-mb` of the command line)",
+        bytes.div_ceil(1_000_000), most / 1_000_000
+    )]
+    TooLarge {
+        file: PathBuf,
+        /// Of the model's files, as far as they were weighed.
+        bytes: u64,
+        most: u64,
+    },
     #[error("cannot write {file}: {source}")]
     Write {
         file: PathBuf,

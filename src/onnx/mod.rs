@@ -19,6 +19,7 @@
 pub mod deconvolution;
 mod error;
 pub mod fold;
+pub mod limit;
 pub mod opset;
 pub mod outline;
 pub mod proto;
@@ -29,6 +30,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use prost::Message;
+
+use crate::files;
 
 pub use error::OnnxError;
 pub use outline::Outline;
@@ -57,10 +60,9 @@ impl Model {
     /// Reads a file, external tensor data included, and checks the graph.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, OnnxError> {
         let file = path.as_ref();
-        let bytes = std::fs::read(file).map_err(|source| OnnxError::Read {
-            file: file.to_owned(),
-            source,
-        })?;
+        let bytes = limit::read(file)?;
+        // Weighs what lies beside it, too, before any of that is read.
+        Outline::decode(&bytes, file)?;
         let mut proto = decode_proto(&bytes, file)?;
         load_external_data(&mut proto, file)?;
         Self::from_proto(proto, file)
@@ -86,10 +88,11 @@ impl Model {
         self.proto.encode_to_vec()
     }
 
-    /// Writes the file. It is not atomic: callers that need that write into a folder they rename.
+    /// Writes the file, in one step: a reader sees the old one or the new one.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), OnnxError> {
         let file = path.as_ref();
-        std::fs::write(file, self.encode()).map_err(|source| OnnxError::Write {
+        let written = files::write_out(file, |out| out.write_all(&self.encode()));
+        written.map_err(|source| OnnxError::Write {
             file: file.to_owned(),
             source,
         })

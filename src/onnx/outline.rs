@@ -4,12 +4,17 @@
 //! copies, hashes or weighs one has to have them all, and [`Outline::files`] is where it learns which they are.
 
 use std::collections::HashMap;
-use std::path::{Component, Path, PathBuf};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 
 use super::OnnxError;
+use super::limit::{self, Scale};
 use super::proto::{OperatorSetIdProto, StringStringEntryProto, ValueInfoProto};
+use super::tensor::bytes_each;
+use crate::files::{self, FileError};
 
 /// A file without its weights; reading one does not copy them.
 #[derive(Debug, Clone)]
@@ -18,6 +23,8 @@ pub struct Outline {
     path: PathBuf,
     /// Of all tensors, in the order in which they come.
     external: Vec<PathBuf>,
+    /// Of all files together.
+    bytes: u64,
 }
 
 // The messages of `proto`, without the fields that hold data: a field that is not here is skipped unread.
@@ -90,6 +97,8 @@ struct SparseOutline {
 
 #[derive(Clone, PartialEq, Message)]
 struct TensorOutline {
+    #[prost(int64, repeated, packed = "false", tag = "1")]
+    dims: Vec<i64>,
     #[prost(int32, optional, tag = "2")]
     data_type: Option<i32>,
     #[prost(string, optional, tag = "8")]
@@ -181,6 +190,16 @@ impl AttributeOutline {
     }
 }
 
+impl TensorOutline {
+    /// Bytes that the shape wants, where that is known.
+    fn needed(&self) -> Option<u64> {
+        let each = bytes_each(self.data_type.unwrap_or(0))?;
+        self.dims.iter().try_fold(each, |bytes, dimension| {
+            bytes.checked_mul(u64::try_from(*dimension).ok()?)
+        })
+    }
+}
+
 impl SparseOutline {
     fn tensors<'a>(&'a self, found: &mut Vec<&'a TensorOutline>) {
         found.extend(self.values.iter().chain(&self.indices));
@@ -203,16 +222,14 @@ pub enum Ending {
 impl Outline {
     /// Reads a file and finds the files that belong to it.
     pub fn read(path: &Path) -> Result<Self, OnnxError> {
-        let bytes = std::fs::read(path).map_err(|source| OnnxError::Read {
-            file: path.to_owned(),
-            source,
-        })?;
-        Self::decode(&bytes, path)
+        Self::decode(&limit::read(path)?, path)
     }
 
-    /// The outline of a file whose bytes are these. The files beside it are looked for: they must be there, in its own
-    /// folder.
+    /// The outline of a file whose bytes are these. The files beside it are looked for and weighed: they must be there, in
+    /// its own folder, with all that the tensors want of them, and no larger together than a model [may be](limit).
     pub fn decode(bytes: &[u8], path: &Path) -> Result<Self, OnnxError> {
+        let mut scale = Scale::default();
+        scale.add(path, bytes.len() as u64)?;
         let model = ModelOutline::decode(bytes).map_err(|e| OnnxError::Decode {
             file: path.to_owned(),
             reason: e.to_string(),
@@ -224,21 +241,36 @@ impl Outline {
             });
         }
         let mut external: Vec<PathBuf> = Vec::new();
+        let mut total = bytes.len() as u64;
+        let mut budget = Budget::default();
         for tensor in model.tensors() {
             if tensor.data_location.unwrap_or(0) == 1 {
                 let name = tensor.name.as_deref().unwrap_or_default();
                 let place = Place::new(&tensor.external_data, name, path)?;
-                if !external.contains(&place.name) {
-                    place.find(name, path)?;
-                    external.push(place.name);
-                }
+                let there = match budget.files.get(&place.name) {
+                    Some(there) => *there,
+                    None => {
+                        let there = place.open(name, path)?.1;
+                        scale.add(&place.name, there)?;
+                        total = total.saturating_add(there);
+                        external.push(place.name.clone());
+                        there
+                    }
+                };
+                place.extent(name, tensor.needed(), there, path, &mut budget)?;
             }
         }
         Ok(Outline {
             model,
             path: path.to_owned(),
             external,
+            bytes: total,
         })
+    }
+
+    /// The file itself.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// The files that hold tensors of this one, relative to its folder, each once.
@@ -254,13 +286,8 @@ impl Outline {
     }
 
     /// Bytes of all of them.
-    pub fn bytes(&self) -> Result<u64, OnnxError> {
-        let size = |file: PathBuf| {
-            let found = std::fs::metadata(&file);
-            let found = found.map_err(|source| OnnxError::Read { file, source })?;
-            Ok(found.len())
-        };
-        self.files().into_iter().map(size).sum()
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Version of the file format.
@@ -370,8 +397,8 @@ fn folder_of(file: &Path) -> &Path {
 pub(super) struct Place {
     /// Relative to the folder of the graph.
     name: PathBuf,
-    offset: usize,
-    length: Option<usize>,
+    offset: u64,
+    length: Option<u64>,
 }
 
 impl Place {
@@ -389,20 +416,15 @@ impl Place {
         let location = entry("location")
             .filter(|location| !location.is_empty())
             .ok_or_else(|| fail("names no external file".into()))?;
-        let mut name = PathBuf::new();
-        for component in Path::new(location).components() {
-            match component {
-                Component::Normal(part) => name.push(part),
-                Component::CurDir => {}
-                _ => {
-                    return Err(fail(format!(
-                        "its data is in \"{location}\", outside the model's folder; export the model so that its \
-                         external data lies beside the graph"
-                    )));
-                }
-            }
+        // Some exporters write `./` in front.
+        let name = location.trim_start_matches("./");
+        if !files::is_plain_name(name) {
+            return Err(fail(format!(
+                "its data is in \"{location}\", outside the model's folder or in a folder within it; export the model so \
+                 that its external data lies beside the graph"
+            )));
         }
-        let number = |key: &str| -> Result<Option<usize>, OnnxError> {
+        let number = |key: &str| -> Result<Option<u64>, OnnxError> {
             entry(key)
                 .map(|v| {
                     v.parse()
@@ -413,22 +435,21 @@ impl Place {
         Ok(Place {
             offset: number("offset")?.unwrap_or(0),
             length: number("length")?,
-            name,
+            name: name.into(),
         })
     }
 
-    /// The file, which must be there. A link is followed to where the graph itself lies, and no further: some package
-    /// managers make every file of a model a link into one other folder.
-    pub(super) fn find(&self, tensor: &str, graph: &Path) -> Result<PathBuf, OnnxError> {
+    /// The file, which must be there and regular, and its bytes. A link is followed to where the graph itself lies, and no
+    /// further: some package managers make every file of a model a link into one other folder.
+    fn open(&self, tensor: &str, graph: &Path) -> Result<(File, u64), OnnxError> {
         let path = folder_of(graph).join(&self.name);
-        let real = |path: &Path| {
-            path.canonicalize().map_err(|source| OnnxError::External {
-                file: graph.to_owned(),
-                tensor: tensor.to_owned(),
-                external: path.to_owned(),
-                source,
-            })
+        let unreadable = |path: &Path, source| OnnxError::External {
+            file: graph.to_owned(),
+            tensor: tensor.to_owned(),
+            external: path.to_owned(),
+            source,
         };
+        let real = |path: &Path| path.canonicalize().map_err(|e| unreadable(path, e));
         let target = real(&path)?;
         let homes = [real(folder_of(graph))?, folder_of(&real(graph)?).to_owned()];
         if !homes.iter().any(|home| target.starts_with(home)) {
@@ -443,39 +464,28 @@ impl Place {
                 ),
             ));
         }
-        if !target.is_file() {
-            let name = self.name.display();
-            return Err(refusal(
-                tensor,
-                graph,
-                format!("its data is in \"{name}\", which is no file"),
-            ));
-        }
-        Ok(path)
+        let file = match files::open_regular(&target, limit::bytes()) {
+            Ok(file) => file,
+            Err(error @ FileError::TooLarge { .. }) => return Err(limit::refused(&path, error)),
+            Err(error) => return Err(unreadable(&path, error.into())),
+        };
+        let bytes = file.metadata().map_err(|e| unreadable(&path, e))?.len();
+        Ok((file, bytes))
     }
 
-    /// The tensor's bytes, as many as it has to have where that is known. `budget` bounds what is read in all: many
-    /// tensors may name one file, each all of it.
-    pub(super) fn read(
+    /// Where in the file, which has so many bytes, the tensor's bytes begin, and how many they are: as many as it has to
+    /// have, where that is known. `budget` bounds what is read in all: many tensors may name one file, each all of it.
+    fn extent(
         &self,
         tensor: &str,
         needed: Option<u64>,
+        there: u64,
         graph: &Path,
         budget: &mut Budget,
-    ) -> Result<Vec<u8>, OnnxError> {
-        use std::io::{Read, Seek, SeekFrom};
-        let path = self.find(tensor, graph)?;
-        let unreadable = |source| OnnxError::External {
-            file: graph.to_owned(),
-            tensor: tensor.to_owned(),
-            external: path.clone(),
-            source,
-        };
-        let mut file = std::fs::File::open(&path).map_err(unreadable)?;
-        let there = file.metadata().map_err(unreadable)?.len();
-        let offset = self.offset as u64;
+    ) -> Result<(u64, u64), OnnxError> {
+        let offset = self.offset;
         let length = match (self.length, needed) {
-            (Some(length), _) => length as u64,
+            (Some(length), _) => length,
             (None, Some(needed)) => needed,
             (None, None) => there.saturating_sub(offset),
         };
@@ -489,7 +499,6 @@ impl Place {
                 ),
             ));
         }
-        // Before room is made for it: the length comes from the file.
         if offset.checked_add(length).is_none_or(|end| end > there) {
             return Err(refusal(
                 tensor,
@@ -511,9 +520,34 @@ impl Place {
                 ),
             )
         })?;
-        file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
-        let mut bytes = vec![0; length as usize];
-        file.read_exact(&mut bytes).map_err(unreadable)?;
+        Ok((offset, length))
+    }
+
+    /// The tensor's bytes.
+    pub(super) fn read(
+        &self,
+        tensor: &str,
+        needed: Option<u64>,
+        graph: &Path,
+        budget: &mut Budget,
+    ) -> Result<Vec<u8>, OnnxError> {
+        let (mut file, there) = self.open(tensor, graph)?;
+        let (offset, length) = self.extent(tensor, needed, there, graph, budget)?;
+        let mut bytes = Vec::new();
+        let mut read = || {
+            file.seek(SeekFrom::Start(offset))?;
+            // The file may be shorter by now.
+            match file.by_ref().take(length).read_to_end(&mut bytes)? as u64 == length {
+                true => Ok(()),
+                false => Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)),
+            }
+        };
+        read().map_err(|source| OnnxError::External {
+            file: graph.to_owned(),
+            tensor: tensor.to_owned(),
+            external: folder_of(graph).join(&self.name),
+            source,
+        })?;
         Ok(bytes)
     }
 }
@@ -532,7 +566,8 @@ impl Budget {
     /// Counts bytes of a file of a length; the error is how many there may be.
     fn take(&mut self, file: &Path, length: u64, bytes: u64) -> Result<(), u64> {
         self.files.insert(file.to_owned(), length);
-        let most = MOST_SHARED.saturating_mul(self.files.values().sum());
+        let there = self.files.values().copied().fold(0, u64::saturating_add);
+        let most = MOST_SHARED.saturating_mul(there);
         self.read = self.read.saturating_add(bytes);
         match self.read <= most {
             true => Ok(()),

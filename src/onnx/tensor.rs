@@ -70,14 +70,8 @@ impl TensorProto {
     /// Bytes that the values take as raw data; `None` where the size of the type is not known here.
     pub(super) fn bytes(&self) -> Result<Option<u64>, String> {
         let (_, count) = self.shape()?;
-        let each = match self.data_type.unwrap_or(0) {
-            data_type::UINT8 | data_type::INT8 | data_type::BOOL => 1,
-            data_type::FLOAT16 | data_type::BFLOAT16 => 2,
-            data_type::FLOAT | data_type::INT32 => 4,
-            data_type::INT64 | data_type::DOUBLE => 8,
-            _ => return Ok(None),
-        };
-        Ok(Some(count as u64 * each))
+        let each = bytes_each(self.data_type.unwrap_or(0));
+        Ok(each.map(|each| (count as u64).saturating_mul(each)))
     }
 
     /// Values as `f32`, from float, double or half data.
@@ -152,6 +146,17 @@ fn chunks<const N: usize>(raw: &[u8]) -> Result<impl Iterator<Item = [u8; N]>, S
         ));
     }
     Ok(whole.iter().copied())
+}
+
+/// Bytes of one value of an element type as raw data, where that is known here.
+pub(super) fn bytes_each(element_type: i32) -> Option<u64> {
+    match element_type {
+        data_type::UINT8 | data_type::INT8 | data_type::BOOL => Some(1),
+        data_type::FLOAT16 | data_type::BFLOAT16 => Some(2),
+        data_type::FLOAT | data_type::INT32 => Some(4),
+        data_type::INT64 | data_type::DOUBLE => Some(8),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

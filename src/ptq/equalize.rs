@@ -16,6 +16,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::recipe::Count;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{Links, Model, OnnxError};
 
@@ -40,10 +41,11 @@ impl Equalization {
         if !(self.limit >= 1.0 && self.limit <= 1e4) {
             return Some(("equalization.limit", format!("{}; 1 to 10000", self.limit)));
         }
-        if self.frames == 0 {
-            return Some(("equalization.frames", "must be at least 1".into()));
-        }
         None
+    }
+
+    pub(super) fn counts(&self) -> [Count; 1] {
+        [("equalization.frames", self.frames, 1..=100_000)]
     }
 }
 

@@ -74,6 +74,11 @@ pub enum PtqError {
     Runtime(#[from] crate::detector::runtime::RuntimeError),
     #[error("the model {name} is {precision} already; quantization starts from a float model")]
     NotFloat { name: String, precision: Precision },
+    #[error(
+        "{} is another file than when the quantization began; start it again, and leave the model alone meanwhile",
+        path.display()
+    )]
+    FloatChanged { path: PathBuf },
     #[error(transparent)]
     Recipe(#[from] recipe::RecipeError),
     /// The frames were read, and whoever gave them says that they are not to be used.
@@ -245,6 +250,15 @@ where
         });
     }
     recipe.suits(&model.classes)?;
+    // No folder takes the place of a link, and that would show only at the end.
+    let out = &match out.is_symlink() {
+        true => out.canonicalize().map_err(|source| PtqError::Io {
+            action: "write",
+            path: out.to_owned(),
+            source,
+        })?,
+        false => out.to_owned(),
+    };
     let work = Workplace::new(out)?;
     let settings = recipe.target(target);
 
@@ -427,6 +441,7 @@ where
     let int8_graph_file = work.path(&model.backbone.file);
     int8_graph.save(&int8_graph_file)?;
     let int8 = write_description(model, &work)?;
+    same_float(model, detector.files())?;
     clock.lap("export");
 
     // Check, on what was written.
@@ -449,6 +464,7 @@ where
             }
         })
         .collect();
+    let float_loaded = detector.files().to_vec();
     drop(detector);
     let subject = check::Subject {
         float: model,
@@ -460,6 +476,8 @@ where
         scratch: work.folder.path(),
     };
     let mut checked = check::check(subject, &mut spool, progress)?;
+    // The check read it once more.
+    same_float(model, &float_loaded)?;
     let few = input_read.few_sweeps(spool.records());
     checked.verdict.remarks.splice(0..0, few);
     // Scores go along with the model; the graph itself stays as it was measured.
@@ -1046,6 +1064,17 @@ impl Workplace {
         // It has another name now; there is nothing left to remove.
         let _ = self.folder.keep();
         Ok(())
+    }
+}
+
+/// Refuses to go on where the float model is another one by now: it is read more than once.
+fn same_float(model: &ModelDescription, loaded: &[report::FileRecord]) -> Result<(), PtqError> {
+    let now = report::FileRecord::all_of(model)?;
+    match now.iter().zip(loaded).find(|(now, loaded)| now != loaded) {
+        Some((file, _)) => Err(PtqError::FloatChanged {
+            path: model.folder.join(&file.file),
+        }),
+        None => Ok(()),
     }
 }
 

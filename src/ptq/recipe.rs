@@ -9,6 +9,7 @@ use super::ranges::{ActivationType, Search};
 use super::reconstruct::Reconstruction;
 use super::reconstruct::sensitivity::SensitivitySettings;
 use crate::eval::AgreementOptions;
+use crate::text::{is_showable, shown};
 use crate::yaml;
 
 /// The `format` this version reads.
@@ -336,6 +337,9 @@ impl Gate {
             let named = keys.into_iter().find(|(class, _)| *class == key);
             Some((named.map_or(key, |(_, band)| band), problem))
         };
+        if let Some(problem) = self.pairing.problem() {
+            return Some(("gate.pairing", problem));
+        }
         let class = self.class().problem();
         class.or_else(|| self.bands.and_then(of_bands))
     }
@@ -446,6 +450,32 @@ impl Recipe {
         }
     }
 
+    /// All whole numbers, so that none is without a range: what they ask for has to fit into time and memory.
+    fn counts(&self) -> Vec<Count> {
+        let (f, most) = (&self.frames, 100_000);
+        let mut counts = vec![
+            ("frames.max", f.max, 1..=most),
+            ("frames.block", f.block, 1..=most),
+            // With 1 nothing would calibrate.
+            ("frames.hold_out_every", f.hold_out_every, 2..=most),
+            ("frames.min_calibration", f.min_calibration, 1..=most),
+            ("frames.min_held_out", f.min_held_out, 1..=most),
+            ("activations.bins", self.activations.bins, 256..=1 << 20),
+            ("layers", self.layers.len(), 0..=10_000),
+            ("check.warm_up", self.check.warm_up, 0..=most),
+            ("check.latency_runs", self.check.latency_runs, 1..=most),
+            ("threads", self.threads, 0..=1024),
+        ];
+        counts.extend(self.equalization.iter().flat_map(Equalization::counts));
+        counts.extend(self.reconstruction.iter().flat_map(Reconstruction::counts));
+        counts.extend(
+            self.sensitivity
+                .iter()
+                .flat_map(SensitivitySettings::counts),
+        );
+        counts
+    }
+
     /// Whether the recipe is one for a model with these classes: those that it names must be there.
     pub fn suits(&self, classes: &[String]) -> Result<(), RecipeError> {
         let MustJudge::Named(names) = &self.gate.must_judge else {
@@ -472,26 +502,44 @@ impl Recipe {
     }
 
     fn problem(&self) -> Option<(&'static str, String)> {
-        let bits = |key, bits: u32| {
-            (!(2..=8).contains(&bits)).then(|| (key, format!("{bits} bits; 2 to 8")))
-        };
         if self.format != FORMAT {
             return Some((
                 "format",
                 format!("{}; this version reads {FORMAT}", self.format),
             ));
         }
-        let f = &self.frames;
-        for (key, value) in [
-            ("frames.max", f.max),
-            ("frames.block", f.block),
-            ("frames.min_calibration", f.min_calibration),
-            ("frames.min_held_out", f.min_held_out),
-        ] {
-            if value == 0 {
-                return Some((key, "must be at least 1".into()));
-            }
+        self.problem_of_names()
+            .or_else(|| self.problem_of_numbers())
+    }
+
+    /// Names go into reports, statuses and terminals.
+    fn problem_of_names(&self) -> Option<(&'static str, String)> {
+        let judged = match &self.gate.must_judge {
+            MustJudge::All => &[][..],
+            MustJudge::Named(names) => names,
+        };
+        let judged = judged.iter().map(|class| ("gate.must_judge", class));
+        let patterns = self.layers.iter().map(|layer| ("layers", &layer.name));
+        std::iter::once(("name", &self.name))
+            .chain(judged)
+            .chain(patterns)
+            .find(|(_, name)| !is_showable(name))
+            .map(|(key, name)| {
+                let name = shown(name);
+                let problem =
+                    format!("\"{name}\"; control characters and more than 255 bytes are no name");
+                (key, problem)
+            })
+    }
+
+    fn problem_of_numbers(&self) -> Option<(&'static str, String)> {
+        let bits = |key, bits: u32| {
+            (!(2..=8).contains(&bits)).then(|| (key, format!("{bits} bits; 2 to 8")))
+        };
+        if let Some(found) = self.counts().into_iter().find_map(outside) {
+            return Some(found);
         }
+        let f = &self.frames;
         if f.min_calibration.saturating_add(f.min_held_out) > f.max {
             return Some((
                 "frames.max",
@@ -499,12 +547,6 @@ impl Recipe {
                     "{} frames can never be {} to calibrate and {} held out",
                     f.max, f.min_calibration, f.min_held_out
                 ),
-            ));
-        }
-        if f.hold_out_every < 2 {
-            return Some((
-                "frames.hold_out_every",
-                "must be at least 2, or nothing calibrates".into(),
             ));
         }
         let searches = [
@@ -515,12 +557,6 @@ impl Recipe {
             if let Some(problem) = search.problem() {
                 return Some((key, problem));
             }
-        }
-        if !(256..=1 << 20).contains(&self.activations.bins) {
-            return Some((
-                "activations.bins",
-                format!("{}; 256 to 1048576", self.activations.bins),
-            ));
         }
         let overrides = self.layers.iter().flat_map(|l| {
             [l.weight_bits, l.activation_bits]
@@ -560,11 +596,17 @@ impl Recipe {
         if let Some(found) = self.gate.problem() {
             return Some(found);
         }
-        if self.check.latency_runs == 0 {
-            return Some(("check.latency_runs", "must be at least 1".into()));
-        }
         None
     }
+}
+
+/// A whole number of a recipe: its key, its value, and the range that makes sense.
+pub(in crate::ptq) type Count = (&'static str, usize, std::ops::RangeInclusive<usize>);
+
+/// What to say where the number is outside of its range.
+fn outside((key, value, range): Count) -> Option<(&'static str, String)> {
+    let (least, most) = (range.start(), range.end());
+    (!range.contains(&value)).then(|| (key, format!("{value}; {least} to {most}")))
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for any run of characters.
@@ -684,6 +726,92 @@ pub(crate) mod tests {
             assert!(QUICK.contains(from), "{from}");
             let error = Recipe::parse(&QUICK.replace(from, to), Path::new("r.yaml")).unwrap_err();
             assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    /// All numbers in a value, each by the keys that lead to it.
+    fn numbers(value: &serde_yaml::Value, at: &str, found: &mut Vec<(String, bool)>) {
+        match value {
+            serde_yaml::Value::Mapping(map) => {
+                for (key, value) in map {
+                    let key = key.as_str().unwrap();
+                    numbers(value, &format!("{at}.{key}"), found);
+                }
+            }
+            serde_yaml::Value::Sequence(values) => {
+                for (i, value) in values.iter().enumerate() {
+                    numbers(value, &format!("{at}.{i}"), found);
+                }
+            }
+            serde_yaml::Value::Number(number) => found.push((at.to_owned(), number.is_f64())),
+            _ => {}
+        }
+    }
+
+    fn with(text: &str, at: &str, new: serde_yaml::Value) -> Result<Recipe, RecipeError> {
+        let mut recipe: serde_yaml::Value = serde_yaml::from_str(text).unwrap();
+        let mut place = &mut recipe;
+        for key in at.split('.').skip(1) {
+            place = match key.parse::<usize>() {
+                Ok(index) => &mut place[index],
+                Err(_) => &mut place[key],
+            };
+        }
+        *place = new;
+        let text = serde_yaml::to_string(&recipe).unwrap();
+        Recipe::parse(&text, Path::new("r.yaml"))
+    }
+
+    #[test]
+    fn every_number_has_a_range() {
+        // Bounds on what was found, which cost nothing whatever they are; a seed may be any.
+        let free = |at: &str| {
+            let last = at.rsplit('.').next().unwrap_or(at);
+            last.starts_with("min_boxes") || ["seed", "max_float_bytes"].contains(&last)
+        };
+        let mut tried = 0;
+        for text in [QUICK, STANDARD, STUDIES[2]] {
+            let mut found = Vec::new();
+            numbers(&serde_yaml::from_str(text).unwrap(), "", &mut found);
+            for (at, is_float) in found.iter().filter(|(at, _)| !free(at)) {
+                let bad: Vec<serde_yaml::Value> = match is_float {
+                    true => vec![f64::NAN.into(), (-1.0).into(), 1e300.into()],
+                    false => vec![u64::MAX.into(), 1_000_000_000_000_u64.into(), (-1).into()],
+                };
+                // The gate's largest errors may be anything above 0, to switch them off.
+                let open = at.contains("gate.") && at.contains("_error");
+                for bad in bad.into_iter().take(if open { 2 } else { 3 }) {
+                    let result = with(text, at, bad.clone());
+                    assert!(result.is_err(), "{at}: {bad:?} is accepted");
+                    tried += 1;
+                }
+            }
+        }
+        assert!(tried > 200, "{tried}");
+        for distance in [".nan", "-1.0", "0.0", "1.0e+9"] {
+            for key in ["distance", "class_distance: { CAR"] {
+                let end = if key.contains('{') { " }" } else { "" };
+                let pairing = format!("gate:\n  pairing: {{ {key}: {distance}{end} }}");
+                let text = STANDARD.replacen("gate:", &pairing, 1);
+                let error = Recipe::parse(&text, Path::new("r.yaml")).unwrap_err();
+                assert!(error.to_string().contains("gate.pairing"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_that_command_a_terminal_are_refused() {
+        for at in [".name", ".gate.must_judge"] {
+            let name = "quick\x1b[2J";
+            let bad: serde_yaml::Value = match at {
+                ".name" => name.into(),
+                _ => vec![name].into(),
+            };
+            let error = with(STANDARD, at, bad).unwrap_err().to_string();
+            assert!(
+                !error.contains('\x1b') && error.contains(&at[1..]),
+                "{error}"
+            );
         }
     }
 

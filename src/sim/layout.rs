@@ -498,8 +498,14 @@ impl Builder {
                 continue;
             }
             let perpendicular = width > 3.5;
+            // Bays across the kerb, square or slanted.
+            let slant = if self.rng.chance(0.35) {
+                self.rng.sign() * self.rng.range64(0.35, 0.8)
+            } else {
+                0.0
+            };
             let pitch = if perpendicular {
-                self.rng.range64(2.6, 2.9)
+                self.rng.range64(2.6, 2.9) / slant.cos()
             } else {
                 self.rng.range64(5.9, 6.9)
             };
@@ -518,7 +524,7 @@ impl Builder {
                     let half = road.half_lanes() + road.bike;
                     let (along, left, turn) = if perpendicular {
                         let nose_in = if self.rng.chance(0.6) { 0.0 } else { PI };
-                        (s, half + width / 2.0, FRAC_PI_2 * side + nose_in)
+                        (s, half + width / 2.0, FRAC_PI_2 * side + slant + nose_in)
                     } else {
                         let against = if self.rng.chance(0.1) { PI } else { 0.0 };
                         let clearance = self.rng.range64(0.1, 0.35);
@@ -571,11 +577,17 @@ impl Builder {
                     0.1,
                 );
             });
-            if trees > 0.0 && self.rng.chance(0.75) {
-                let gap = self.rng.range64(7.0, 16.0) / trees;
+            if trees > 0.0 && self.rng.chance(0.8) {
+                let gap = self.rng.range64(6.0, 14.0) / trees;
+                let reach = self.rng.range(1.5, 3.2);
                 row(self, gap, 0.7, &mut |b, at| {
-                    if b.rng.chance(0.8) {
-                        b.tree(at, 1.9);
+                    if b.rng.chance(0.85) {
+                        b.tree(at, reach);
+                    }
+                    // What grows in the bed around the trunk.
+                    if b.rng.chance(0.2) {
+                        let model = models::bush(&mut b.rng);
+                        b.thing(model, at.ahead(1.2, 0.0, 0.0), 0.0);
                     }
                 });
             }
@@ -654,8 +666,12 @@ impl Builder {
                     self.rng.range64(9.0, 26.0),
                     self.rng.range64(9.0, 16.0),
                     self.rng.range64(5.5, 24.0),
-                    self.rng.range64(0.0, 0.8),
-                    0.12,
+                    if self.rng.chance(0.3) {
+                        self.rng.range64(2.0, 6.0)
+                    } else {
+                        self.rng.range64(0.0, 0.8)
+                    },
+                    0.15,
                 ),
                 Frontage::Houses => (
                     self.rng.range64(7.0, 13.0),
@@ -685,7 +701,12 @@ impl Builder {
                     0.0,
                 );
             }
-            if style == Frontage::Houses {
+            let garden = match style {
+                Frontage::Houses => true,
+                Frontage::Town => set_back > 1.9,
+                Frontage::Open => self.rng.chance(0.5),
+            };
+            if garden {
                 self.front_garden(road, side, s, length, set_back);
             }
             s += length
@@ -703,9 +724,11 @@ impl Builder {
     fn yard(&mut self, at: impl Fn(f64, f64) -> Planar, length: f64, inward: f64) {
         match self.rng.weighted(&[0.62, 0.2, 0.18]) {
             0 => {
-                for _ in 0..self.rng.count(2, 7) {
-                    let spot = at(self.rng.range64(0.0, length), self.rng.range64(1.5, 25.0));
-                    if self.rng.chance(0.55) {
+                for _ in 0..self.rng.count(4, 14) {
+                    // Denser towards the street.
+                    let out = 1.0 + 26.0 * self.rng.range64(0.0, 1.0).powi(2);
+                    let spot = at(self.rng.range64(0.0, length), out);
+                    if self.rng.chance(0.5) {
                         self.tree(spot, 3.2);
                     } else {
                         let model = models::bush(&mut self.rng);
@@ -775,7 +798,7 @@ impl Builder {
             self.thing(model, at, 0.0);
         }
         if set_back > 2.5 {
-            for _ in 0..self.rng.count(0, 4) {
+            for _ in 0..self.rng.count(1, 7) {
                 let at = road.curve.at(
                     s + self.rng.range64(0.5, length),
                     side * (line + self.rng.range64(1.6, set_back)),
@@ -903,13 +926,13 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
             0.0
         },
         parking: match kind {
-            SceneKind::Urban => [strip(rng, 0.7, 0.12), strip(rng, 0.7, 0.12)],
-            SceneKind::Residential => [strip(rng, 0.85, 0.15), strip(rng, 0.85, 0.15)],
+            SceneKind::Urban => [strip(rng, 0.75, 0.16), strip(rng, 0.75, 0.16)],
+            SceneKind::Residential => [strip(rng, 0.9, 0.18), strip(rng, 0.9, 0.18)],
             _ => [0.0; 2],
         },
         parked: match kind {
-            SceneKind::Urban => rng.range(0.15, 0.6),
-            _ => rng.range(0.2, 0.75),
+            SceneKind::Urban => rng.range(0.15, 0.8),
+            _ => rng.range(0.2, 0.92),
         },
         pavement: match kind {
             SceneKind::Urban => rng.range64(2.4, 5.5),
@@ -1023,13 +1046,14 @@ fn street(rng: &mut Rng, seed: u64, kind: SceneKind, duration: f64, reach: f64) 
 /// Trees, posts, hedges and a few people beside a country road.
 fn country(b: &mut Builder, road: &Road) {
     let wood = b.rng.chance(0.5);
-    let count = (road.along.1 - road.along.0) * if wood { 0.5 } else { 0.12 };
+    let count = (road.along.1 - road.along.0) * if wood { 0.9 } else { 0.25 };
     for _ in 0..count as usize {
         let s = b.rng.range64(road.along.0, road.along.1);
         let side = b.rng.sign();
-        let at = road
-            .curve
-            .at(s, side * (road.kerb(side) + b.rng.range64(2.0, 45.0)));
+        let at = road.curve.at(
+            s,
+            side * (road.kerb(side) + 1.8 + 43.0 * b.rng.range64(0.0, 1.0).powi(2)),
+        );
         match b.rng.weighted(&[0.7, 0.25, 0.05]) {
             0 => {
                 b.tree(at, 3.5);
@@ -1157,12 +1181,12 @@ fn highway(rng: &mut Rng, seed: u64, duration: f64, reach: f64) -> World {
         s += 4.0;
     }
     for side in [-1.0, 1.0] {
-        let count = (road.along.1 - road.along.0) * b.rng.range64(0.03, 0.3);
+        let count = (road.along.1 - road.along.0) * b.rng.range64(0.06, 0.5);
         for _ in 0..count as usize {
             let s = b.rng.range64(road.along.0, road.along.1);
-            let out = b.rng.range64(2.5, 35.0);
+            let out = 2.0 + 33.0 * b.rng.range64(0.0, 1.0).powi(2);
             let at = road.curve.at(s, side * (road.kerb(side) + out));
-            if b.rng.chance(0.65) {
+            if b.rng.chance(0.5) {
                 b.tree(at, 3.0);
             } else {
                 let model = models::bush(&mut b.rng);

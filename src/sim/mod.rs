@@ -10,7 +10,8 @@
 //! ```
 //!
 //! What is simplified: a sweep is taken at one instant, as if the driver had already removed the
-//! motion during the turn; one return per ray; the sensor does not see its own vehicle.
+//! motion during the turn; one return per ray; the sensor does not see its own vehicle, whose roof
+//! may shade it. How clouds compare with recordings: `docs/simulator.md`.
 //!
 //! The same seed and configuration give the same points on any number of threads: every random
 //! draw is keyed by seed, sweep, column and beam.

@@ -74,10 +74,12 @@ impl Model {
 }
 
 /// Car paint: mostly white, grey and black, some in colour; reflectance in the near infrared.
+///
+/// Some are dull and dusty, some freshly polished or wet.
 fn paint(rng: &mut Rng) -> Material {
-    let (low, high) = [(0.55, 0.85), (0.3, 0.5), (0.04, 0.1), (0.15, 0.6)]
+    let (low, high) = [(0.55, 0.85), (0.3, 0.5), (0.05, 0.12), (0.15, 0.6)]
         [rng.weighted(&[0.3, 0.27, 0.25, 0.18])];
-    Material::opaque(rng.range(low, high))
+    Material::paint(rng.range(low, high), rng.range(0.0, 0.7))
 }
 
 fn wheel(parts: &mut Vec<Part>, x: f32, half_width: f32, radius: f32, thickness: f32) {
@@ -122,42 +124,62 @@ fn occupant(parts: &mut Vec<Part>, x: f32, y: f32, z: f32) {
 
 #[derive(Clone, Copy, PartialEq)]
 enum CarBody {
+    Mini,
     Hatchback,
+    Coupe,
     Sedan,
     Wagon,
     Suv,
+    /// One slope from the bonnet to the roof.
+    Minivan,
     Van,
     Pickup,
 }
 
-/// A passenger car, 3.6 to 5.6 m long.
+/// A passenger car, 3.3 to 6 m long.
 pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
     use CarBody::*;
-    let body = [Hatchback, Sedan, Wagon, Suv, Van, Pickup]
-        [rng.weighted(&[0.25, 0.3, 0.1, 0.22, 0.09, 0.04])];
+    let body = [
+        Mini, Hatchback, Coupe, Sedan, Wagon, Suv, Minivan, Van, Pickup,
+    ][rng.weighted(&[0.05, 0.18, 0.04, 0.21, 0.07, 0.27, 0.06, 0.06, 0.06])];
     let (length, width, height) = match body {
-        Hatchback => (4.0, 1.75, 1.48),
-        Sedan => (4.65, 1.83, 1.45),
-        Wagon => (4.7, 1.83, 1.48),
-        Suv => (4.6, 1.89, 1.7),
-        Van => (5.0, 1.95, 1.95),
-        Pickup => (5.3, 1.93, 1.82),
+        Mini => (3.5, 1.6, 1.54),
+        Hatchback => (3.95, 1.69, 1.5),
+        Coupe => (4.4, 1.78, 1.34),
+        Sedan => (4.6, 1.77, 1.46),
+        Wagon => (4.6, 1.76, 1.5),
+        Suv => (4.55, 1.83, 1.72),
+        Minivan => (4.7, 1.8, 1.68),
+        Van => (4.9, 1.89, 1.95),
+        Pickup => (5.4, 1.93, 1.85),
     };
-    let l = length * rng.around(1.0, 0.045);
-    let w = width * rng.around(1.0, 0.025);
-    let h = height * rng.around(1.0, 0.03);
+    let l = length * rng.around(1.0, 0.055);
+    let w = width * rng.around(1.0, 0.03);
+    let h = height * rng.around(1.0, 0.035);
     let (hl, hw) = (l / 2.0, w / 2.0);
     let paint = paint(rng);
     let dark = Material::opaque(0.12);
-    let glass = Material::GLASS;
+    let glass = Material::glass(if rng.chance(0.2) {
+        rng.range(0.2, 0.7)
+    } else {
+        rng.range(0.7, 1.0)
+    });
     let clearance = if matches!(body, Suv | Pickup) {
         rng.range(0.2, 0.26)
     } else {
         rng.range(0.15, 0.2)
     };
-    let belt = h * rng.range(0.6, 0.65);
+    let belt = h * rng.range(0.58, 0.65);
+    // Cabs lean in and are narrower than the doors; the flanks bulge, the corners are round.
+    let lean = rng.range(0.2, 0.34);
+    let shoulder = rng.range(0.07, 0.13);
+    let round = rng.range(0.7, 1.3);
+    let flank = h * rng.range(0.34, 0.46);
     // Along x from the middle: foot of the windscreen, roof's front and rear, foot of the rear pane.
     let (screen, roof_front, roof_rear, rear) = match body {
+        Mini => (hl - 0.75, hl - 1.35, -hl + 0.4, -hl + 0.1),
+        Coupe => (hl - 1.35, hl - 2.15, -hl + 1.5, -hl + 0.4),
+        Minivan => (hl - 0.75, hl - 1.9, -hl + 0.4, -hl + 0.1),
         Hatchback => (hl - 0.95, hl - 1.65, -hl + 0.65, -hl + 0.15),
         Sedan => (hl - 1.2, hl - 1.95, -hl + 1.35, -hl + 0.7),
         Wagon => (hl - 1.2, hl - 1.95, -hl + 0.6, -hl + 0.15),
@@ -165,7 +187,9 @@ pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
         Van => (hl - 0.55, hl - 1.35, -hl + 0.25, -hl + 0.06),
         Pickup => (hl - 1.35, hl - 2.05, -hl + 2.1, -hl + 1.85),
     };
-    let nose = belt - rng.range(0.14, 0.24);
+    let nose = belt - rng.range(0.12, 0.2);
+    let face = nose - clearance;
+    let roof = roof_front - roof_rear;
     let tail_height = if body == Pickup { belt - 0.08 } else { belt };
     let mut parts = vec![
         // Lower body: sills, bumpers, bonnet, boot.
@@ -173,35 +197,74 @@ pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
             .profile(&[
                 (-hl + 0.3, clearance, dark),
                 (hl - 0.3, clearance, dark),
-                (hl - 0.02, clearance + 0.16, paint),
-                (hl, clearance + 0.32, paint),
-                (hl - 0.07, nose, paint),
+                (hl - 0.04, clearance + 0.25 * face, paint),
+                (hl, clearance + 0.5 * face, paint),
+                (hl - 0.05, nose - 0.2 * face, paint),
+                (hl - 0.22 * round, nose, paint),
                 (screen, belt, paint),
                 (rear.min(-hl + 0.5), tail_height, paint),
-                (-hl + 0.05, tail_height - 0.12, paint),
-                (-hl, clearance + 0.32, paint),
-                (-hl + 0.03, clearance + 0.16, paint),
+                (-hl + 0.1 * round, tail_height - 0.1, paint),
+                (-hl, clearance + 0.5 * face, paint),
+                (-hl + 0.05, clearance + 0.25 * face, paint),
             ])
-            .sides((0.45 * h, hw), (belt, hw - 0.05), paint)
+            .sides((flank, hw), (belt, hw - shoulder), paint)
+            .sides((clearance, hw - 0.06), (flank - 0.12, hw), paint)
             .sides((0.0, hw), (1.0, hw), paint)
-            .chamfer(hl, hw, 0.38, 0.14)
-            .chamfer(hl, hw, 0.14, 0.32)
-            .chamfer(-hl, hw, 0.3, 0.1)
-            .chamfer(-hl, hw, 0.1, 0.26)
+            .chamfer(hl, hw, 0.9 * round, 0.07)
+            .chamfer(hl, hw, 0.42 * round, 0.18)
+            .chamfer(hl, hw, 0.17 * round, 0.4)
+            .chamfer(hl, hw, 0.05 * round, 0.7)
+            .chamfer(-hl, hw, 0.7 * round, 0.06)
+            .chamfer(-hl, hw, 0.3 * round, 0.15)
+            .chamfer(-hl, hw, 0.11 * round, 0.34)
+            .chamfer(-hl, hw, 0.035 * round, 0.65)
             .part(),
         // Cabin. Panel vans have sheet metal where others have rear panes.
         Hull::new(paint)
             .profile(&[
                 (rear, belt - 0.06, paint),
                 (screen, belt - 0.06, glass),
-                (roof_front, h - 0.04, paint),
-                (roof_front - 0.45, h, paint),
-                (roof_rear + 0.3, h, paint),
-                (roof_rear, h - 0.05, glass),
+                (roof_front, h - 0.06, paint),
+                (roof_front - (0.4 * roof).min(0.45), h, paint),
+                (roof_rear + (0.4 * roof).min(0.4), h, paint),
+                (roof_rear, h - 0.07, glass),
             ])
-            .sides((belt, hw - 0.06), (h, hw - rng.range(0.2, 0.27)), glass)
+            .sides(
+                (belt, hw - shoulder - 0.01),
+                (h, hw - shoulder - lean),
+                glass,
+            )
+            // Rails and the curve of the roof.
+            .sides(
+                (h - 0.08, hw - shoulder - lean),
+                (h, hw - shoulder - lean - 0.16),
+                paint,
+            )
             .part(),
     ];
+    // Rails, racks and boxes on the roof.
+    let mut top = h;
+    if matches!(body, Wagon | Suv | Minivan | Van) && rng.chance(0.35) {
+        top = h + rng.range(0.04, 0.1);
+        let (front, rear) = (roof_front - 0.5, roof_rear + 0.3);
+        for side in [-1.0f32, 1.0] {
+            let y = side * (hw - shoulder - lean - 0.1);
+            parts.push(Part::cuboid(
+                [rear, y - 0.025, h - 0.1],
+                [front, y + 0.025, top],
+                dark,
+            ));
+        }
+        if rng.chance(0.25) {
+            top = h + rng.range(0.3, 0.45);
+            let (a, b) = (-0.35, rng.range(0.0, 0.35));
+            parts.push(Part::cuboid(
+                [rear + 0.1, a, h + 0.05],
+                [front, b, top],
+                dark,
+            ));
+        }
+    }
     if body == Pickup {
         // The load bed is below the belt line: raise its rails over the body's rear.
         for side in [-1.0f32, 1.0] {
@@ -220,7 +283,7 @@ pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
     }
     if body == Van && rng.chance(0.5) {
         for side in [-1.0f32, 1.0] {
-            let foot = side * (hw - 0.075);
+            let foot = side * (hw - shoulder - 0.03);
             parts.push(Part::cuboid(
                 [rear + 0.05, (foot - 0.02).min(foot + 0.02), belt - 0.05],
                 [0.3, (foot - 0.02).max(foot + 0.02), belt + 0.3],
@@ -237,18 +300,18 @@ pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
     wheel(
         &mut parts,
         hl - 0.18 * l - rng.range(0.0, 0.08),
-        hw + 0.005,
+        hw - 0.015,
         radius,
         0.22,
     );
-    wheel(&mut parts, -hl + 0.19 * l, hw + 0.005, radius, 0.22);
+    wheel(&mut parts, -hl + 0.19 * l, hw - 0.015, radius, 0.22);
     plates(&mut parts, hl, clearance + 0.3);
     // Lamps reflect strongly.
     for side in [-1.0f32, 1.0] {
         let y = side * (hw - 0.3);
         parts.push(Part::cuboid(
-            [-hl + 0.0, y - 0.12, belt - 0.32],
-            [-hl + 0.1, y + 0.12, belt - 0.16],
+            [-hl + 0.06, y - 0.12, belt - 0.32],
+            [-hl + 0.2, y + 0.12, belt - 0.16],
             Material::opaque(0.9),
         ));
         let (a, b) = (side * (hw - 0.05), side * (hw + 0.09));
@@ -281,7 +344,9 @@ pub(crate) fn car(rng: &mut Rng, driven: bool) -> Model {
             occupant(&mut parts, front_seat, -0.36, belt - 0.35);
         }
     }
-    Model::new(parts, [l, w, h])
+    // Boxes drawn by people sit some centimetres off the metal.
+    let slack = rng.range(0.02, 0.16);
+    Model::new(parts, [l + slack, w + slack, top + 0.3 * slack])
 }
 
 /// A rigid lorry with cab and body, 6 to 10 m long.
@@ -444,7 +509,8 @@ pub(crate) fn truck(rng: &mut Rng) -> Model {
         ));
     }
     plates(&mut parts, hl - 0.01, 0.5);
-    Model::new(parts, [l, w, top])
+    let slack = rng.range(0.0, 0.12);
+    Model::new(parts, [l + slack, w + slack, top + 0.3 * slack])
 }
 
 /// A city bus or coach, 9.5 to 12.6 m long.
@@ -546,7 +612,8 @@ pub(crate) fn bus(rng: &mut Rng) -> Model {
         ));
     }
     plates(&mut parts, hl, clearance + 0.25);
-    Model::new(parts, [l, w, h])
+    let slack = rng.range(0.0, 0.12);
+    Model::new(parts, [l + slack, w + slack, h + 0.3 * slack])
 }
 
 /// Measures and dress of one person.
@@ -565,6 +632,8 @@ pub(crate) struct Person {
     bag: bool,
     /// Or a skirt: cloth around the thighs.
     coat: bool,
+    /// By which the labelled box is larger than the person, metres.
+    slack: V3,
 }
 
 impl Person {
@@ -573,11 +642,11 @@ impl Person {
         let height = if child {
             rng.range(1.1, 1.45)
         } else {
-            rng.around(1.71, 0.085)
+            rng.around(1.73, 0.09)
         };
         Self {
             height,
-            girth: rng.around(1.0, 0.1) * if child { 0.85 } else { 1.0 },
+            girth: rng.around(1.08, 0.11) * if child { 0.85 } else { 1.0 },
             upper: Material::opaque(rng.range(0.1, 0.75)),
             lower: Material::opaque(rng.range(0.08, 0.5)),
             skin: Material::opaque(rng.range(0.3, 0.55)),
@@ -587,6 +656,11 @@ impl Person {
             backpack: rng.chance(0.2),
             bag: rng.chance(0.2),
             coat: rng.chance(0.3),
+            slack: V3::new(
+                rng.range(0.0, 0.12),
+                rng.range(0.0, 0.09),
+                rng.range(0.0, 0.1),
+            ),
         }
     }
 
@@ -595,7 +669,7 @@ impl Person {
         4.0 * 0.5 * self.height * self.stride.sin()
     }
 
-    fn limbs(&self, parts: &mut Vec<Part>, phase: f32, walking: bool) {
+    fn limbs(&self, parts: &mut Vec<Part>, phase: f32, walking: bool, swell: f32) {
         let (h, g) = (self.height, self.girth);
         let hip = 0.5 * h;
         let hip_y = 0.085 * g;
@@ -627,10 +701,10 @@ impl Person {
             parts.push(Part::capsule(
                 [0.0, side * hip_y, hip],
                 knee,
-                0.09 * g,
+                0.09 * g + swell,
                 self.lower,
             ));
-            parts.push(Part::capsule(knee, ankle, 0.065 * g, self.lower));
+            parts.push(Part::capsule(knee, ankle, 0.068 * g + swell, self.lower));
             parts.push(Part::capsule(
                 [ankle[0] - 0.04, ankle[1], ankle[2] - 0.02],
                 [ankle[0] + 0.15, ankle[1], ankle[2] - 0.03],
@@ -653,23 +727,23 @@ impl Person {
                 side * (0.21 * g + 0.03),
                 elbow[2] - 0.16 * h * (arm + fore).cos(),
             ];
-            parts.push(Part::capsule(shoulder, elbow, 0.058 * g, self.upper));
-            parts.push(Part::capsule(elbow, hand, 0.045 * g, self.skin));
+            parts.push(Part::capsule(shoulder, elbow, 0.06 * g + swell, self.upper));
+            parts.push(Part::capsule(elbow, hand, 0.047 * g + swell, self.skin));
         }
     }
 
-    /// The person at this point of the gait cycle (0 to 1).
-    pub fn model(&self, phase: f32, walking: bool) -> Model {
+    /// The person at this point of the gait cycle (0 to 1). Limbs are thicker by `swell`, metres.
+    pub fn model(&self, phase: f32, walking: bool, swell: f32) -> Model {
         let (h, g) = (self.height, self.girth);
         let mut parts = vec![
             Part::ellipsoid(
                 [0.0, 0.0, 0.68 * h],
-                [0.155 * g, 0.225 * g, 0.21 * h],
+                [0.155 * g + swell, 0.225 * g + swell, 0.21 * h],
                 self.upper,
             ),
             Part::ellipsoid(
                 [0.0, 0.0, 0.52 * h],
-                [0.15 * g, 0.19 * g, 0.1 * h],
+                [0.15 * g + swell, 0.19 * g + swell, 0.1 * h],
                 self.lower,
             ),
             Part::capsule(
@@ -678,7 +752,11 @@ impl Person {
                 0.055,
                 self.skin,
             ),
-            Part::ellipsoid([0.02, 0.0, 0.93 * h], [0.1, 0.078, 0.07 * h], self.skin),
+            Part::ellipsoid(
+                [0.02, 0.0, 0.93 * h],
+                [0.1 + swell, 0.078 + swell, 0.07 * h],
+                self.skin,
+            ),
         ];
         if self.coat {
             parts.push(Part::ellipsoid(
@@ -701,19 +779,19 @@ impl Person {
                 Material::opaque(0.3),
             ));
         }
-        self.limbs(&mut parts, phase, walking);
+        self.limbs(&mut parts, phase, walking, swell);
         Model::fitted(parts)
     }
 
     /// Extents that hold the person at any point of the gait.
     pub fn size(&self, walking: bool) -> V3 {
         if !walking {
-            return self.model(0.0, false).size;
+            return self.model(0.0, false, 0.0).size + self.slack;
         }
         (0..8)
-            .map(|i| self.model(i as f32 / 8.0, true).size)
-            .reduce(|a, b| a.sup(&b))
-            .unwrap_or_else(V3::zeros)
+            .map(|i| self.model(i as f32 / 8.0, true, 0.0).size)
+            .fold(V3::zeros(), |a, b| a.sup(&b))
+            + self.slack
     }
 }
 
@@ -825,10 +903,11 @@ pub(crate) fn cyclist(rng: &mut Rng) -> Model {
 /// A tree with a porous crown of several ellipsoids.
 pub(crate) fn tree(rng: &mut Rng, reach: f32) -> Model {
     let trunk = rng.range(0.1, 0.28);
-    let base = rng.range(2.0, 3.4);
-    let height = rng.range(4.5, 11.0);
+    let base = rng.range(1.4, 3.3);
+    let height = rng.range(4.0, 12.0);
     let bark = Material::opaque(rng.range(0.2, 0.4));
-    let leaves = Material::foliage(rng.range(0.5, 1.6));
+    // From bare twigs in winter to a dense crown.
+    let leaves = Material::foliage(0.15 * 12f32.powf(rng.unit()));
     let top = base + (height - base) * 0.6;
     let lean = rng.range(-0.15, 0.15);
     let mut parts = vec![Part::cylinder(
@@ -843,7 +922,7 @@ pub(crate) fn tree(rng: &mut Rng, reach: f32) -> Model {
         [reach * 0.8, reach * 0.8, (height - base) / 2.0],
         leaves,
     ));
-    for _ in 0..rng.count(2, 4) {
+    for _ in 0..rng.count(2, 5) {
         let radius = reach * rng.range(0.35, 0.6);
         let turn = rng.range(0.0, std::f32::consts::TAU);
         let out = (reach - radius).max(0.0);
@@ -857,7 +936,25 @@ pub(crate) fn tree(rng: &mut Rng, reach: f32) -> Model {
     Model::fitted(parts)
 }
 
+/// A shrub, or tall grass and brambles that most beams enter.
 pub(crate) fn bush(rng: &mut Rng) -> Model {
+    if rng.chance(0.35) {
+        let weeds = Material::foliage(rng.range(0.4, 2.5));
+        let parts = (0..rng.count(1, 3))
+            .map(|_| {
+                Part::ellipsoid(
+                    [rng.range(-0.8, 0.8), rng.range(-0.8, 0.8), 0.0],
+                    [
+                        rng.range(0.5, 1.6),
+                        rng.range(0.5, 1.6),
+                        rng.range(0.25, 1.1),
+                    ],
+                    weeds,
+                )
+            })
+            .collect();
+        return Model::fitted(parts);
+    }
     let leaves = Material::foliage(rng.range(2.0, 6.0));
     let parts = (0..rng.count(1, 4))
         .map(|_| {
@@ -1085,11 +1182,12 @@ pub(crate) fn bench(rng: &mut Rng) -> Model {
     Model::fitted(parts)
 }
 
-/// Switch cabinet, letter box, planter, advertising column, kiosk: box-like things on pavements.
+/// Switch cabinet, letter box, planter, advertising column, waste container, kiosk: box-like things
+/// on pavements.
 pub(crate) fn street_box(rng: &mut Rng) -> Model {
     let grey = Material::opaque(rng.range(0.2, 0.6));
     let boxed = |x: f32, y: f32, z: f32| Part::cuboid([-x, -y, 0.0], [x, y, z], grey);
-    Model::fitted(match rng.weighted(&[0.35, 0.2, 0.2, 0.15, 0.1]) {
+    Model::fitted(match rng.weighted(&[0.3, 0.18, 0.17, 0.12, 0.08, 0.15]) {
         0 => vec![boxed(
             rng.range(0.3, 0.9),
             rng.range(0.15, 0.25),
@@ -1116,6 +1214,15 @@ pub(crate) fn street_box(rng: &mut Rng) -> Model {
             rng.range(0.5, 0.75),
             grey,
         )],
+        // Waste container on castors.
+        4 => vec![
+            Part::cuboid([-0.65, -0.5, 0.15], [0.65, 0.5, rng.range(1.0, 1.4)], grey),
+            Part::cuboid(
+                [-0.6, -0.4, 0.0],
+                [0.6, 0.4, 0.15],
+                Material::mesh(0.2, 0.1),
+            ),
+        ],
         _ => vec![boxed(
             rng.range(0.8, 1.6),
             rng.range(0.8, 1.4),
@@ -1234,6 +1341,21 @@ pub(crate) fn building(rng: &mut Rng, length: f32, depth: f32, height: f32) -> M
                 plain,
             ));
         }
+        // Balconies and awnings.
+        if height > 5.5 && rng.chance(0.4) {
+            for _ in 0..rng.count(1, 2 + (length / 6.0) as usize) {
+                let half = rng.range(0.7, 1.8).min(hl * 0.4);
+                let x = rng.range(-hl + half, hl - half);
+                let floor =
+                    3.0 * rng.count(1, (height / 3.2) as usize) as f32 - rng.range(0.0, 0.6);
+                let (a, b) = (side * hd, side * (hd + rng.range(0.6, 1.5)));
+                parts.push(Part::cuboid(
+                    [x - half, a.min(b), floor - 0.2],
+                    [x + half, a.max(b), floor + rng.range(0.0, 0.9)],
+                    Material::mesh(rng.range(0.4, 1.0), 0.35),
+                ));
+            }
+        }
     }
     Model::fitted(parts)
 }
@@ -1305,7 +1427,7 @@ mod tests {
                 ("truck", truck(&mut rng), 0.17),
                 ("bus", bus(&mut rng), 0.21),
                 ("cyclist", cyclist(&mut rng), 0.0),
-                ("walker", person.model(0.3, true), 0.0),
+                ("walker", person.model(0.3, true, 0.0), 0.0),
             ] {
                 let points = stops(&model, 4000, seed);
                 assert!(points.len() > 200, "{name} {}", points.len());
@@ -1322,7 +1444,21 @@ mod tests {
                 // Toes, elbows and helmets are small and seldom met by a random ray.
                 let least = if mirrors > 0.0 { 0.92 } else { 0.8 };
                 let extent = (reached.high - reached.low).component_div(&model.size);
-                assert!(extent.min() > least, "{name} {extent}");
+                assert!(extent.min() > least, "{name} {seed} {extent}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_solid_of_a_vehicle_is_cut_away_whole() {
+        for seed in 0..300 {
+            let mut rng = Rng::new(&[seed, 9]);
+            let driven = rng.chance(0.5);
+            for model in [car(&mut rng, driven), truck(&mut rng), bus(&mut rng)] {
+                for bounds in &model.part_bounds {
+                    let extent = bounds.high - bounds.low;
+                    assert!(extent.min() > 0.0, "{seed} {bounds:?}");
+                }
             }
         }
     }
@@ -1363,9 +1499,9 @@ mod tests {
             let person = Person::new(&mut Rng::new(&[seed]));
             for walking in [false, true] {
                 let size = person.size(walking);
-                assert!((1.05..1.95).contains(&size.z), "{size}");
-                assert!((0.3..1.25).contains(&size.x), "{size}");
-                assert!((0.35..0.85).contains(&size.y), "{size}");
+                assert!((1.05..2.1).contains(&size.z), "{size}");
+                assert!((0.3..1.4).contains(&size.x), "{size}");
+                assert!((0.35..1.0).contains(&size.y), "{size}");
             }
         }
     }

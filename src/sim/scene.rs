@@ -11,6 +11,7 @@ use super::models::{Model, ObjectClass, Person};
 use super::path::{Motion, Planar};
 use super::rng::Rng;
 use super::sensor::Sensor;
+use super::shape::V3;
 use super::terrain::Terrain;
 use super::trace;
 use crate::bag::Stamp;
@@ -113,6 +114,9 @@ impl SceneConfig {
     }
 }
 
+/// Half of the angle within which a beam still returns, radians.
+const BEAM_HALF_ANGLE: f32 = 0.0007;
+
 /// The solids of an actor.
 #[derive(Debug, Clone)]
 pub(crate) enum Body {
@@ -134,7 +138,8 @@ impl Body {
         }
     }
 
-    fn at(&self, t: f64) -> Cow<'_, Model> {
+    /// The solids at a time, seen from this far away, metres.
+    fn at(&self, t: f64, distance: f32) -> Cow<'_, Model> {
         match self {
             Body::Rigid(model) => Cow::Borrowed(model),
             Body::Walker {
@@ -144,7 +149,9 @@ impl Body {
                 ..
             } => {
                 let phase = f64::from(*gait) + t * f64::from(*speed / person.cycle());
-                Cow::Owned(person.model(phase.fract() as f32, *speed > 0.0))
+                // A beam a few centimetres wide returns from limbs that its middle misses.
+                let swell = BEAM_HALF_ANGLE * distance.min(40.0);
+                Cow::Owned(person.model(phase.fract() as f32, *speed > 0.0, swell))
             }
         }
     }
@@ -163,7 +170,7 @@ pub(crate) struct Actor {
 /// A labelled object as one sweep sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SimTruth {
-    /// In `base_link`: tight around the object whether seen or not.
+    /// In `base_link`: around the whole object, seen or not, a few centimetres wider at each side.
     pub bbox: Box3d,
     pub class: ObjectClass,
     /// The same object keeps its number through the scene.
@@ -199,6 +206,40 @@ pub struct Scene {
     pub(crate) ego: Motion,
     base_from_lidar: Pose,
     sway: Sway,
+    roof: Option<Roof>,
+}
+
+/// The part of the vehicle's roof that shades the sensor, around and below it, metres. Drivers cut
+/// these returns away, so nothing is seen there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Roof {
+    pub below: f32,
+    pub ahead: f32,
+    pub behind: f32,
+    pub half_width: f32,
+}
+
+impl Roof {
+    /// Half of the sensors stand high enough on their rack to look past the roof.
+    fn draw(rng: &mut Rng) -> Option<Self> {
+        let roof = Self {
+            below: rng.range(0.2, 0.6),
+            ahead: rng.range(0.3, 1.8),
+            behind: rng.range(0.3, 2.2),
+            half_width: rng.range(0.4, 0.85),
+        };
+        rng.chance(0.5).then_some(roof)
+    }
+
+    /// Whether a ray in this direction meets the roof.
+    pub fn shades(&self, dir: &V3) -> bool {
+        if dir.z >= 0.0 {
+            return false;
+        }
+        let reach = self.below / -dir.z;
+        let x = dir.x * reach;
+        x < self.ahead && x > -self.behind && (dir.y * reach).abs() < self.half_width
+    }
 }
 
 /// How the body leans on its springs against the road, radians: roll and pitch.
@@ -213,7 +254,7 @@ impl Sway {
     fn draw(rng: &mut Rng) -> Self {
         let mut pair = |low: f64, high: f64| [rng.range64(low, high), rng.range64(low, high)];
         Self {
-            lean: pair(-0.006, 0.006),
+            lean: pair(-0.013, 0.013),
             swing: pair(0.0, 0.003),
             rate: pair(2.0, 7.0),
         }
@@ -262,6 +303,8 @@ impl Scene {
         ];
         let [x, y, z, roll, pitch, yaw] = config.mount.unwrap_or(mount);
         let sway = Sway::draw(&mut rng);
+        let roof = Roof::draw(&mut rng);
+        let unit = config.sensor.unit(&mut rng);
         let world = layout::lay_out(
             seed,
             kind,
@@ -270,13 +313,17 @@ impl Scene {
         );
         Ok(Self {
             seed,
-            config: config.clone(),
+            config: SceneConfig {
+                sensor: unit,
+                ..config.clone()
+            },
             kind,
             terrain: world.terrain,
             actors: world.actors,
             ego: world.ego,
             base_from_lidar: pose_from_xyz_rpy([x, y, z], [roll, pitch, yaw]),
             sway,
+            roof,
         })
     }
 
@@ -288,6 +335,7 @@ impl Scene {
         self.config.sweeps
     }
 
+    /// The unit that this scene was given of the configured type.
     pub fn sensor(&self) -> &Sensor {
         &self.config.sensor
     }
@@ -359,7 +407,7 @@ impl Scene {
                 }
             }
             instances.push(trace::Instance::new(
-                actor.body.at(t),
+                actor.body.at(t, distance as f32),
                 &(lidar_from_world * pose),
                 owner,
             ));
@@ -370,6 +418,7 @@ impl Scene {
             &self.config.sensor,
             &self.terrain,
             &world_from_lidar,
+            self.roof,
             instances,
             key,
         );
@@ -430,12 +479,14 @@ mod tests {
         for name in Sensor::PRESETS {
             let mut config = config(name, SceneKind::Urban, 1);
             config.sensor.azimuth_steps = 200;
-            let sweep = Scene::generate(3, &config).unwrap().sweep(0);
+            let mut scene = Scene::generate(3, &config).unwrap();
+            scene.roof = None;
+            let sweep = scene.sweep(0);
             let mut rings = vec![0; config.sensor.beams()];
             for p in &sweep.points.0 {
                 let flat = p.x.hypot(p.y);
                 let elevation = p.z.atan2(flat).to_degrees();
-                let beam = config.sensor.elevations[usize::from(p.ring)];
+                let beam = scene.sensor().elevations[usize::from(p.ring)];
                 assert!((elevation - beam).abs() < 1e-2, "{name} {elevation} {beam}");
                 let range = flat.hypot(p.z);
                 assert!(range >= config.sensor.min_range - 1e-3);
@@ -472,7 +523,7 @@ mod tests {
                         sweep.base_from_lidar * Point3::new(p.x.into(), p.y.into(), p.z.into());
                     // Wing mirrors, noise of the range, and the slope of the ground, which the
                     // box does not follow.
-                    let tilt = 0.05 * truth.bbox.size.x.max(truth.bbox.size.z);
+                    let tilt = 0.08 * truth.bbox.size.x.max(truth.bbox.size.z);
                     let pad = 0.18 + 5.0 * config.sensor.range_noise + tilt;
                     let mut padded = truth.bbox;
                     padded.size += Vector3::repeat(2.0 * pad);

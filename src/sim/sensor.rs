@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::SimError;
+use super::rng::Rng;
 
 /// A spinning LiDAR. One sweep is `elevations.len()` beams at each of `azimuth_steps` columns.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,10 +33,17 @@ fn even(count: usize, low: f32, high: f32) -> impl Iterator<Item = f32> {
     (0..count).map(move |i| low + (high - low) * i as f32 / (count - 1) as f32)
 }
 
+/// Beams of a VLP-32C: dense around the horizon.
+const VLP32C: [f32; 32] = [
+    -25.0, -15.639, -11.31, -8.843, -7.254, -6.148, -5.333, -4.667, -4.0, -3.667, -3.333, -3.0,
+    -2.667, -2.333, -2.0, -1.667, -1.333, -1.0, -0.667, -0.333, 0.0, 0.333, 0.667, 1.0, 1.333,
+    1.667, 2.333, 3.333, 4.667, 7.0, 10.333, 15.0,
+];
+
 impl Sensor {
     /// Names of the presets, in the order in which `mixed` cycles through them.
-    pub const PRESETS: [&'static str; 8] = [
-        "hdl32", "os64", "vlp16", "hdl64", "os128", "pandar64", "os32", "vls128",
+    pub const PRESETS: [&'static str; 10] = [
+        "hdl32", "os64", "vlp16", "hdl64", "dual64", "os128", "pandar64", "os32", "vls128", "vlp32",
     ];
 
     /// A preset by name. Beam tables follow the data sheets; the non-uniform ones approximately.
@@ -43,6 +51,13 @@ impl Sensor {
         // (elevations, columns, maximal range, range noise, reach)
         let (elevations, steps, max_range, noise, reach): (Vec<f32>, _, _, _, _) = match name {
             "vlp16" => (even(16, -15.0, 15.0).collect(), 1800, 100.0, 0.02, 60.0),
+            "vlp32" => (VLP32C.to_vec(), 1800, 120.0, 0.02, 70.0),
+            // Two of them, one upside down and a little tilted, taken as one.
+            "dual64" => {
+                let mut both: Vec<f32> = VLP32C.iter().flat_map(|e| [*e, 0.12 - *e]).collect();
+                both.sort_by(f32::total_cmp);
+                (both, 1800, 120.0, 0.02, 70.0)
+            }
             "hdl32" => (even(32, -30.67, 10.67).collect(), 1084, 100.0, 0.02, 60.0),
             "hdl64" => (
                 even(32, -24.8, -8.83).chain(even(32, -8.33, 2.0)).collect(),
@@ -93,6 +108,30 @@ impl Sensor {
             reach,
             spurious: 5e-5,
         })
+    }
+
+    /// One unit of the type: no two are calibrated, mounted behind glass or worn alike. Beams are
+    /// off by some hundredths of a degree; reach, noise and losses vary, the last two only where
+    /// nobody set them to other values than the type's.
+    pub(crate) fn unit(&self, rng: &mut Rng) -> Self {
+        let mut unit = self.clone();
+        let spread = rng.range(0.0, 0.06);
+        for elevation in &mut unit.elevations {
+            *elevation += spread * rng.normal().clamp(-2.0, 2.0);
+        }
+        unit.elevations.sort_by(f32::total_cmp);
+        unit.reach *= rng.range(0.7, 1.3);
+        let (noise, dropout) = (rng.range(0.7, 1.3), rng.range(0.0, 1.0).powi(2));
+        if let Ok(kind) = Self::preset(&self.name) {
+            if self.range_noise == kind.range_noise {
+                unit.range_noise *= noise;
+            }
+            if self.dropout == kind.dropout {
+                // Mostly a percent or two, up to 12 %.
+                unit.dropout = 0.004 + 0.12 * dropout;
+            }
+        }
+        unit
     }
 
     pub fn beams(&self) -> usize {
@@ -157,6 +196,25 @@ mod tests {
             let digits: String = name.chars().filter(char::is_ascii_digit).collect();
             assert_eq!(sensor.beams().to_string(), digits, "{name}");
         }
+    }
+
+    #[test]
+    fn units_of_a_type_differ_and_pass_the_check() {
+        for name in Sensor::PRESETS {
+            let sensor = Sensor::preset(name).unwrap();
+            let [one, two] = [1, 2].map(|seed| sensor.unit(&mut Rng::new(&[seed])));
+            one.check().unwrap();
+            assert_ne!(one, two);
+            assert_eq!(one.beams(), sensor.beams());
+            for (a, b) in one.elevations.iter().zip(&sensor.elevations) {
+                assert!((a - b).abs() < 0.2, "{name} {a} {b}");
+            }
+        }
+        let mut set = Sensor::preset("os64").unwrap();
+        set.range_noise = 0.03;
+        set.dropout = 0.0;
+        let unit = set.unit(&mut Rng::new(&[3]));
+        assert_eq!((unit.range_noise, unit.dropout), (0.03, 0.0));
     }
 
     #[test]

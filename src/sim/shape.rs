@@ -27,8 +27,12 @@ impl Ray {
 pub(crate) enum Surface {
     /// Every ray stops.
     Opaque,
-    /// Most rays pass; the flatter they meet the pane the more are lost or returned.
-    Glass,
+    /// Lacquer: stops every ray, but mirrors some away, the more the flatter they meet it. `gloss`
+    /// is the share that a nearly parallel ray loses.
+    Paint { gloss: f32 },
+    /// The flatter rays meet the pane the more of them return. Of the others `clear` pass; tinted
+    /// glass swallows the rest.
+    Glass { clear: f32 },
     /// Leaves: a ray is stopped after an exponentially distributed path, `density` stops a metre.
     Foliage { density: f32 },
     /// Spokes, wire, railings: this share of the rays stops.
@@ -51,10 +55,19 @@ impl Material {
             reflectance,
         }
     }
-    pub const GLASS: Self = Self {
-        surface: Surface::Glass,
-        reflectance: 0.08,
-    };
+    pub const fn paint(reflectance: f32, gloss: f32) -> Self {
+        Self {
+            surface: Surface::Paint { gloss },
+            reflectance,
+        }
+    }
+    pub const fn glass(clear: f32) -> Self {
+        Self {
+            surface: Surface::Glass { clear },
+            reflectance: 0.08,
+        }
+    }
+    pub const GLASS: Self = Self::glass(1.0);
     pub const RUBBER: Self = Self::opaque(0.05);
     pub const STEEL: Self = Self::opaque(0.35);
     pub const PLATE: Self = Self::opaque(1.6);
@@ -476,6 +489,15 @@ impl Part {
         };
         match entered.surface {
             Surface::Opaque => surface_hit(span.enter, &span.enter_normal, entered),
+            Surface::Paint { gloss } => {
+                let lost = gloss * (0.06 + 0.94 * (1.0 - cos(&span.enter_normal)).powi(2));
+                let material = if rng.chance(lost) {
+                    Material::opaque(ABSORBED)
+                } else {
+                    entered
+                };
+                surface_hit(span.enter, &span.enter_normal, material)
+            }
             Surface::Mesh { fill } => {
                 if rng.chance(fill) {
                     surface_hit(span.enter, &span.enter_normal, entered)
@@ -491,13 +513,18 @@ impl Part {
                     reflectance: entered.reflectance,
                 })
             }
-            Surface::Glass => {
+            Surface::Glass { clear } => {
                 if rng.chance(glass_return(cos(&span.enter_normal))) {
                     return surface_hit(span.enter, &span.enter_normal, entered);
                 }
+                if clear < 1.0 && !rng.chance(clear) {
+                    return surface_hit(span.enter, &span.enter_normal, Material::opaque(ABSORBED));
+                }
                 let left = self.face(span.exit_face);
                 match left.surface {
-                    Surface::Opaque => surface_hit(span.exit, &span.exit_normal, left),
+                    Surface::Opaque | Surface::Paint { .. } => {
+                        surface_hit(span.exit, &span.exit_normal, left)
+                    }
                     _ => None,
                 }
             }

@@ -12,6 +12,7 @@ use rayon::prelude::*;
 
 use super::models::Model;
 use super::rng::Rng;
+use super::scene::Roof;
 use super::sensor::Sensor;
 use super::shape::{Bounds, Hit, Ray, V3};
 use super::terrain::Terrain;
@@ -146,6 +147,7 @@ pub(crate) fn cast(
     sensor: &Sensor,
     terrain: &Terrain,
     world_from_lidar: &Pose,
+    roof: Option<Roof>,
     mut instances: Vec<Instance>,
     key: [u64; 2],
 ) -> Vec<Return> {
@@ -168,6 +170,7 @@ pub(crate) fn cast(
             .matrix()
             .cast(),
         position: world_from_lidar.translation.vector.into(),
+        roof,
         instances: &instances,
         key,
     };
@@ -192,6 +195,7 @@ struct Caster<'a> {
     ranges: Vec<f32>,
     rotation: Matrix3<f32>,
     position: [f64; 3],
+    roof: Option<Roof>,
     instances: &'a [Instance<'a>],
     key: [u64; 2],
 }
@@ -287,6 +291,9 @@ impl Caster<'_> {
                         best = Some((hit, instance.owner));
                     }
                 }
+            }
+            if self.roof.is_some_and(|roof| roof.shades(&dir)) {
+                continue;
             }
             if let Some((point, owner)) = self.measure(best, &mut rng) {
                 returns.push(Return {

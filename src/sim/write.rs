@@ -15,6 +15,7 @@ use crate::bag::msg::{
 };
 use crate::bag::{Stamp, Writer};
 use crate::cloud;
+use crate::files;
 use crate::geometry::Pose;
 
 pub const ODOM_FRAME: &str = "odom";
@@ -252,7 +253,8 @@ pub fn write_bag(
     writer.finish()?;
     labels.push_str("\n}\n");
     let path = out.join("labels.json");
-    std::fs::write(&path, labels).map_err(|source| SimError::Labels { path, source })?;
+    files::replace(&path, |file| file.write_all(labels.as_bytes()))
+        .map_err(|source| SimError::Labels { path, source })?;
     Ok(summary)
 }
 

@@ -97,13 +97,15 @@ class Graph:
             "model_store": str(self.folder / "store"),
             "recipe_path": str(graph.share() / "calibration" / "quick.yaml"),
             "calibration.buffer_path": str(self.folder / "buffer"),
+            "request_folders": str(self.folder.parent),
         } | (parameters or {})
         return self.start("node", inside(graph.node_command(settings, **options)))
 
     def action_server(self, **parameters) -> graph.Process:
         """Beside the node, as the launch file starts it."""
         command = [graph.program("calibration_action_server"), "--ros-args", "-r", "__node:=centerpoint_calibration"]
-        for name, value in ({"node": "centerpoint"} | parameters).items():
+        settings = {"node": "centerpoint", "request_folders": str(self.folder.parent)} | parameters
+        for name, value in settings.items():
             command += ["-p", f"{name}:={graph.quoted(value) if isinstance(value, str) else json.dumps(value)}"]
         return self.start("server", command)
 

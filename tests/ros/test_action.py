@@ -135,7 +135,7 @@ def test_a_node_that_is_killed_fails_the_goal_and_the_server_serves_the_next_nod
     live.observer.wait_for(lambda: live.observer.seen.statuses[before:], 30.0, "the next node", node)
     # Too few frames for the built-in recipe or not: the node that is there now answers.
     status, result = caller.send(bag="/no/such/bag").result(30.0)
-    assert "there is no bag /no/such/bag" in result.reasons[0]
+    assert "'/no/such/bag' lies outside of the folders" in result.reasons[0]
 
 
 def test_a_server_that_ends_says_so_and_the_node_goes_on(ros, eager_model, recipe):

@@ -1,6 +1,7 @@
 """Requests with arguments, and the typed status: recordings, recipes, models from elsewhere, rolling back."""
 
 import math
+import os
 import threading
 
 import graph
@@ -81,9 +82,9 @@ def test_a_saved_buffer_calibrates_with_another_recipe_and_is_checked_on_live_fr
     ("fields", "said"),
     [
         ({"bag": "drive"}, "'drive' is no absolute path"),
-        ({"bag": "/no/such/bag"}, "there is no bag /no/such/bag"),
+        ({"bag": "/no/such/bag"}, "'/no/such/bag' lies outside of the folders"),
         ({"recipe": "mine.yaml"}, "'mine.yaml' is no absolute path"),
-        ({"recipe": "/no/such/recipe.yaml"}, "/no/such/recipe.yaml"),
+        ({"recipe": "/no/such/recipe.yaml"}, "'/no/such/recipe.yaml' lies outside of the folders"),
         ({"target": "gpu"}, "there are cpu and tensorrt"),
         ({}, "needs 16"),
     ],
@@ -96,6 +97,41 @@ def test_a_request_that_cannot_be_met_is_refused_with_what_is_wrong(ros, eager_m
     reply = observer.ask(StartCalibration, "start_calibration", **fields)
     assert not reply.success and said in reply.message and reply.calibration == 0
     assert observer.status["state"] == "idle" and observer.status["calibration"] == 0
+
+
+def test_callers_reach_no_file_outside_of_the_folders_that_the_operator_names(ros, eager_model, recipe, tmp_path):
+    folder = tmp_path / "reach"
+    folder.mkdir()
+    (folder / "devices.yaml").symlink_to("/dev/zero")
+    (folder / "drive").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.yaml")
+    with open(folder / "holes.yaml", "wb") as holes:
+        holes.truncate(10**12)
+    (folder / "secret.yaml").write_text('format: 1\nname: "to be kept"\nweights: "a password"\n')
+    observer = ros.observer()
+    node = ros.node(eager_model, {"request_folders": str(folder)})
+    observer.wait_ready(node)
+
+    def refused(service, kind, **fields) -> str:
+        reply = observer.ask(service, kind, **fields)
+        assert not reply.success and len(reply.message) < 1000, reply
+        return reply.message
+
+    start = lambda **fields: refused(StartCalibration, "start_calibration", **fields)  # noqa: E731
+    outside = ["/etc/shadow", "/dev/zero", str(folder / ".." / "saved"), str(folder / "devices.yaml"), "/proc/self/mem"]
+    for path in outside:
+        assert "lies outside of the folders" in start(recipe=path), path
+    assert "lies outside of the folders" in start(bag=str(folder / "drive"))
+    assert "a FIFO" in start(recipe=str(folder / "pipe.yaml"))
+    assert "bytes" in start(recipe=str(folder / "holes.yaml"))
+    said = start(recipe=str(folder / "secret.yaml"))
+    assert "weights" in said and "password" not in said, said
+    assert "there is no such file" in start(recipe=str(folder / "gone.yaml"))
+    for path in ["/tmp/taken", str(folder / ".." / "taken"), str(folder / "drive" / "taken")]:
+        assert "lies outside" in refused(SaveBuffer, "save_buffer", path=path)
+    assert "lies outside" in refused(LoadModel, "load_model", model=str(eager_model.parent))
+    assert not (tmp_path / "taken").exists()
+    assert observer.status["state"] == "idle" and node.end()[0] == 0
 
 
 def test_a_recording_that_is_none_fails_the_calibration_and_nothing_else(ros, eager_model, recipe, tmp_path):
@@ -118,6 +154,25 @@ def test_a_model_from_elsewhere_that_disagrees_on_the_nodes_own_frames_does_not_
     assert "disagrees with float on 4 frames" in reply.message and "F1" in reply.message, reply.message
     assert live.observer.status["precision"] == "float" and not live.models()
     live.wait_more_detections()
+
+
+def test_a_model_that_the_nodes_own_frames_cannot_judge_does_not_run_unless_that_is_allowed(ros, eager_model, variants):
+    observer = ros.observer()
+    node = ros.node(eager_model)
+    observer.wait_ready(node)
+    (made,) = variants(1)
+    reply = observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
+    assert not reply.success and reply.stored_id == ""
+    for part in ("not judged", "holds out 0 frames", "drive until", "store.allow_unjudged"):
+        assert part in reply.message, reply.message
+    assert observer.status["precision"] == "float"
+    assert observer.set_parameter("store.allow_unjudged", True).successful
+    reply = observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
+    assert reply.success and "not judged" in reply.message, reply.message
+    runs = lambda s: s["stored_id"] == reply.stored_id and not s["judgement"]["judged"]  # noqa: E731
+    observer.wait_status(runs, 5.0, "the model", node)
+    told = lambda: "not judged" in observer.values("detection").get("condition_unjudged", "")  # noqa: E731
+    observer.wait_for(told, 10.0, "a warning in diagnostics", node)
 
 
 def files(folder) -> list[ModelFile]:
@@ -159,7 +214,7 @@ def test_models_come_by_path_by_id_and_as_files_and_are_rolled_back_one_by_one(r
     for fields, said in [
         ({"model": "demo-0123456789ab"}, "0123456789ab"),
         ({"model": "models/int8"}, "no absolute path"),
-        ({"model": "/no/such/folder"}, "/no/such/folder"),
+        ({"model": "/no/such/folder"}, "'/no/such/folder' lies outside"),
         ({"files": bad}, "pts_backbone_neck_head.onnx"),
         ({"files": [ModelFile(name="../../escaped", data=b"x")]}, "escaped"),
         ({}, "no"),

@@ -52,6 +52,22 @@ def test_a_model_with_the_wrong_channels_is_refused(ros, model, tmp_path):
     assert "heatmap" in said and "backbone" in said
 
 
+def test_a_model_beyond_the_bound_is_refused_by_name_size_and_setting(ros, model):
+    said = refusal(ros, graph.node_command({"model_path": str(model), "model_max_mb": 1}))
+    for part in ("pts_backbone_neck_head.onnx", "5 MB", "1 MB", "model_max_mb"):
+        assert part in said, said
+
+
+def test_an_int8_model_that_is_not_as_it_was_made_is_refused_by_name(ros, variants):
+    (made,) = variants(1)
+    file = made / "pts_backbone_neck_head.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = refusal(ros, graph.node_command({"model_path": str(made)}))
+    assert file.name in said and "not as it was made" in said, said
+
+
 def test_a_model_with_a_wrong_tensor_name_is_refused(ros, model, tmp_path):
     path = edited(model, tmp_path, lambda d: d["encoder"].update(input="voxels"))
     said = refusal(ros, graph.node_command({"model_path": str(path)}))

@@ -30,7 +30,8 @@ def int8_store(ros, program, variants) -> Path:
 
     models("add", made)
     (model,) = json.loads(models("list", "--json"))["models"]
-    models("activate", model["id"], "--node", "/centerpoint")
+    # It comes from elsewhere, and there is no node yet whose frames could judge it.
+    models("activate", model["id"], "--node", "/centerpoint", "--unjudged")
     return store
 
 

@@ -25,9 +25,12 @@ use super::{NodeError, Spinner, async_runtime, beside, create_node, entity, lock
 use super::{messages, parameters, publish_rosout, publisher, subscribe, until_end};
 use crate::calibration::ModelStore;
 use crate::calibration::buffer::CALIBRATION_TOPIC;
+use crate::files;
 use crate::node::calibrator::{self, Input, Job, JobError, Progress};
+use crate::node::reach::ReachError;
 use crate::node::settings::{Settings, SettingsError, Value, ros_home};
 use crate::node::status::Outcome;
+use crate::onnx::limit;
 use crate::ptq::recipe::Recipe;
 
 /// How long the node may take to say whether it does what it is asked to.
@@ -48,6 +51,7 @@ pub fn run() -> Result<(), NodeError> {
     let (settings, own) = {
         let given = lock(&node.params);
         let settings = parameters::read_some(&given, &OWN)?;
+        limit::set_mb(settings.model_max_mb as u64);
         (
             settings,
             Own::read(&given, &node.namespace().unwrap_or_default())?,
@@ -414,11 +418,20 @@ impl Worker {
             return Err(failed(reason.into()));
         }
         let mut settings = self.settings.clone();
-        for (name, text) in [("recipe_path", &wanted.recipe), ("target", &wanted.target)] {
-            if !text.is_empty() {
-                let set = settings.set(name, &Value::Text(text.clone()));
-                set.map_err(|error| failed(error.to_string()))?;
-            }
+        let reach = settings.reach([]);
+        let (recipe, bag) = (wanted.recipe.clone(), wanted.bag.clone());
+        let found = blocking(move || {
+            let named = Some(recipe).filter(|recipe| !recipe.is_empty());
+            let recipe = named.map(|recipe| reach.existing("recipe", Path::new(&recipe)));
+            Ok::<_, ReachError>((recipe.transpose()?, reach.existing("bag", Path::new(&bag))?))
+        });
+        let (recipe, bag) = found.await.map_err(failed)?;
+        if let Some(recipe) = recipe {
+            settings.recipe_path = recipe.to_string_lossy().into_owned();
+        }
+        if !wanted.target.is_empty() {
+            let set = settings.set("target", &Value::Text(wanted.target.clone()));
+            set.map_err(|error| failed(error.to_string()))?;
         }
         let store = self.store.clone();
         let incoming = blocking(move || {
@@ -433,7 +446,7 @@ impl Worker {
             &settings,
             self.executable.clone(),
             settings.model_file(),
-            (PathBuf::from(&wanted.bag), input),
+            (bag, input),
             out.clone(),
         );
         // What a node's buffer holds is what its network sees, whether that lacks sweeps or not.
@@ -517,7 +530,8 @@ async fn raised(mut flag: watch::Receiver<bool>) {
 
 fn read_files(folder: &Path, names: Vec<String>) -> std::io::Result<Vec<ModelFile>> {
     let read = |name: String| {
-        let data = std::fs::read(folder.join(&name))?;
+        let file = files::open_no_link(&folder.join(&name), limit::bytes())?;
+        let data = files::read_open(file, limit::bytes())?;
         Ok(ModelFile { name, data })
     };
     names.into_iter().map(read).collect()

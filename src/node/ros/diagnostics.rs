@@ -266,7 +266,7 @@ fn calibration(
     }
     task.troubles(Part::Calibration, &statistics.troubles);
     if let Some(judgement) = &work.judgement
-        && judgement.frames == 0
+        && !judgement.judged
         && work.calibrating.is_none()
         && active.model.precision == Precision::Int8
     {
@@ -295,6 +295,7 @@ fn calibration(
         task.value("int8_model_id", &int8.id);
     }
     if let Some(judgement) = &work.judgement {
+        task.value("judged", judgement.judged);
         task.value("judged_on_own_frames", judgement.frames);
         task.value("judgement", &judgement.text);
     }

@@ -13,8 +13,13 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+use crate::text::printable;
+
 /// Messages that may wait for `/rosout`; more are not published, but logged all the same.
 const QUEUE: usize = 100;
+
+/// Longest message that is logged whole, in characters.
+const LONGEST: usize = 4000;
 
 /// Sends all events to ROS from here on. Returns what is to be published on `/rosout`.
 pub fn install(logger: &str) -> mpsc::Receiver<Log> {
@@ -56,8 +61,9 @@ impl<S: Subscriber> Layer<S> for RosLayer {
     fn on_event(&self, event: &Event<'_>, _context: Context<'_, S>) {
         let mut text = Text::default();
         event.record(&mut text);
-        // r2r makes C strings of both and cannot take a NUL.
-        let text = text.0.replace('\0', "\u{fffd}");
+        // Names from other nodes may hold what a terminal obeys, and be of any length. r2r makes C strings of both
+        // texts and cannot take a NUL.
+        let text = printable(&text.0, LONGEST);
         let logger = &self.logger;
         let level = *event.metadata().level();
         match level {

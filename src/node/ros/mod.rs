@@ -49,7 +49,9 @@ use crate::calibration::CalibrationBuffer;
 use crate::calibration::buffer::Fill;
 use crate::cloud::frames::FrameAssembler;
 use crate::detector::{ModelDescription, Precision, RuntimeOptions};
+use crate::onnx::limit;
 use crate::ptq::recipe::Recipe;
+use crate::ptq::report::Report;
 use diagnostics::Diagnostics;
 use services::Services;
 
@@ -230,10 +232,13 @@ pub fn run() -> Result<(), NodeError> {
     let rosout = logging::install(node.logger());
     let settings = parameters::read(&lock(&node.params))?;
 
+    limit::set_mb(settings.model_max_mb as u64);
     let model_file = settings.model_file();
     let runtime_options = settings.runtime_options();
     let description = ModelDescription::load(&model_file).map_err(LoadError::from)?;
-    let engine = Engine::load(&model_file, &runtime_options)?;
+    // What was said of an INT8 model when it was made is said of these files only.
+    Report::check_beside(&description).map_err(LoadError::from)?;
+    let engine = Engine::open(description.clone(), &model_file, &runtime_options)?;
     tracing::info!(
         "model '{}' ({}, {} bytes) from {}",
         engine.info.id,
@@ -253,6 +258,7 @@ pub fn run() -> Result<(), NodeError> {
         recordings: settings.recordings_folder(&ros_home, &name),
     };
     let resume = settings.store_resume;
+    let reach = Arc::new(settings.reach([paths.recordings.clone()]));
     let shadow = settings.shadow();
     let buffer = CalibrationBuffer::open(
         &settings.buffer_folder(&ros_home, &name),
@@ -290,7 +296,8 @@ pub fn run() -> Result<(), NodeError> {
     }
     check_recipe(&pipeline, recipe.as_deref());
     if shadow.every > 0 && pipeline.base().precision == Precision::Float {
-        let (model, options) = (
+        let (float, model, options) = (
+            pipeline.base().files.clone(),
             paths.model.clone(),
             RuntimeOptions {
                 threads: 1,
@@ -298,7 +305,7 @@ pub fn run() -> Result<(), NodeError> {
             },
         );
         pipeline
-            .start_shadow(shadow, move || Engine::load(&model, &options))
+            .start_shadow(shadow, move || Engine::load_again(&model, &options, &float))
             .map_err(|source| NodeError::Start {
                 what: "the shadow check",
                 source,
@@ -339,7 +346,7 @@ pub fn run() -> Result<(), NodeError> {
             publishers.diagnostics.clone(),
         )),
         tokio::spawn(publish_rosout(rosout, clock, publishers.rosout.clone())),
-        tokio::spawn(services.serve(supervisor.clone())),
+        tokio::spawn(services.serve(supervisor.clone(), reach)),
         tokio::spawn(supervisor.clone().watch_fallbacks()),
         tokio::spawn(watch_recipe(pipeline.clone(), recipe)),
     ];

@@ -3,7 +3,7 @@
 //! Requests without arguments are `std_srvs/Trigger`, for scripts and for callers that lack this project's messages;
 //! those with arguments have types of their own, in `centerpoint_ptq_msgs`.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -20,8 +20,10 @@ use crate::calibration::store::{Listing, Selection};
 use crate::detector::Precision;
 use crate::node::Supervisor;
 use crate::node::pipeline::Active;
+use crate::node::reach::Reach;
 use crate::node::supervisor::{Loaded, Order, Refusal, Started, Wanted};
 use crate::ptq::recipe::Target;
+use crate::text::shown;
 
 /// Requests without arguments.
 #[derive(Debug, Clone, Copy)]
@@ -74,10 +76,12 @@ impl Services {
     }
 
     /// Answers as long as the node lives.
-    pub async fn serve(mut self, supervisor: Arc<Supervisor>) {
+    ///
+    /// `reach`: where files may lie that callers name.
+    pub async fn serve(mut self, supervisor: Arc<Supervisor>, reach: Arc<Reach>) {
         while let Some(asked) = self.0.next().await {
             // A swap waits for the frame under way, a model takes seconds to load; others can ask meanwhile.
-            tokio::spawn(answer(asked, supervisor.clone()));
+            tokio::spawn(answer(asked, supervisor.clone(), reach.clone()));
         }
     }
 }
@@ -102,14 +106,15 @@ fn respond<S: WrappedServiceTypeSupport + 'static>(
     }
 }
 
-async fn answer(asked: Asked, supervisor: Arc<Supervisor>) {
+async fn answer(asked: Asked, supervisor: Arc<Supervisor>, reach: Arc<Reach>) {
     match asked {
         Asked::Plain(plain, asked) => {
             let (success, message) = told(answer_plain(plain, &supervisor).await);
             respond(asked, Trigger::Response { success, message });
         }
         Asked::Start(asked) => {
-            let started = match order(asked.message.clone()) {
+            let request = asked.message.clone();
+            let started = match looked_up(move || order(request, &reach)).await {
                 Ok(order) => supervisor.calibrate(order).await,
                 Err(refusal) => Err(refusal),
             };
@@ -123,8 +128,15 @@ async fn answer(asked: Asked, supervisor: Arc<Supervisor>) {
             respond(asked, response);
         }
         Asked::Save(asked) => {
-            let folder = given(&asked.message.path).map(PathBuf::from);
-            let saved = supervisor.save_buffer(folder).await;
+            let folder = given(&asked.message.path);
+            let place = move || {
+                let place = folder.map(|folder| reach.within("path", Path::new(&folder)));
+                Ok(place.transpose()?)
+            };
+            let saved = match looked_up(place).await {
+                Ok(folder) => supervisor.save_buffer(folder).await,
+                Err(refusal) => Err(refusal),
+            };
             let mut response = SaveBuffer::Response::default();
             if let Ok(saved) = &saved {
                 response.path = saved.bag.display().to_string();
@@ -136,14 +148,23 @@ async fn answer(asked: Asked, supervisor: Arc<Supervisor>) {
         }
         Asked::Load(mut asked) => {
             let request = std::mem::take(&mut asked.message);
-            let wanted = match given(&request.model) {
-                Some(name) => Wanted::Named(name),
-                None => {
-                    let files = request.files.into_iter();
-                    Wanted::Files(files.map(|file| (file.name, file.data)).collect())
-                }
+            let wanted = move || {
+                Ok(match given(&request.model) {
+                    Some(name) if name.contains('/') => {
+                        let folder = reach.existing("model", Path::new(&name))?;
+                        Wanted::Named(folder.to_string_lossy().into_owned())
+                    }
+                    Some(id) => Wanted::Named(id),
+                    None => {
+                        let files = request.files.into_iter();
+                        Wanted::Files(files.map(|file| (file.name, file.data)).collect())
+                    }
+                })
             };
-            let loaded = supervisor.load_model(wanted).await;
+            let loaded = match looked_up(wanted).await {
+                Ok(wanted) => supervisor.load_model(wanted).await,
+                Err(refusal) => Err(refusal),
+            };
             let stored_id = loaded
                 .as_ref()
                 .map_or("", |loaded| &loaded.version.id)
@@ -210,17 +231,30 @@ fn given(text: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-fn order(request: StartCalibration::Request) -> Result<Order, Refusal> {
+/// Looks for what a request names. Disks may be slow, and this runtime answers everybody.
+async fn looked_up<T: Send + 'static>(
+    look: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    tokio::task::spawn_blocking(look)
+        .await
+        .unwrap_or(Err(Refusal::Stopping))
+}
+
+fn order(request: StartCalibration::Request, reach: &Reach) -> Result<Order, Refusal> {
+    let file = |what, text: &str| {
+        let found = given(text).map(|path| reach.existing(what, Path::new(&path)));
+        found.transpose()
+    };
     let target = match given(&request.target) {
         Some(name) => match Target::from_str(&name, false) {
             Ok(target) => Some(target),
-            Err(_) => return Err(Refusal::Target(name)),
+            Err(_) => return Err(Refusal::Target(shown(&name))),
         },
         None => None,
     };
     Ok(Order {
-        recipe: given(&request.recipe).map(PathBuf::from),
-        bag: given(&request.bag).map(PathBuf::from),
+        recipe: file("recipe", &request.recipe)?,
+        bag: file("bag", &request.bag)?,
         topic: given(&request.topic),
         target,
     })

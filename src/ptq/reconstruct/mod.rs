@@ -24,6 +24,7 @@ pub mod sensitivity;
 mod steps;
 mod tuner;
 
+use crate::ptq::recipe::Count;
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use burn_tensor::backend::BackendTypes;
@@ -89,41 +90,49 @@ pub struct CropSettings {
 }
 
 impl Reconstruction {
+    pub(super) fn counts(&self) -> [Count; 12] {
+        let (crops, most) = (&self.crops, 1_000_000);
+        [
+            ("reconstruction.iterations", self.iterations, 1..=most),
+            ("reconstruction.batch", self.batch, 1..=4096),
+            ("reconstruction.block", self.block, 1..=1000),
+            // No grid has more pillars at a side.
+            ("reconstruction.crops.size", crops.size, 0..=16_384),
+            ("reconstruction.crops.margin", crops.margin, 0..=8192),
+            ("reconstruction.crops.per_frame", crops.per_frame, 1..=most),
+            ("reconstruction.crops.max", crops.max, 1..=most),
+            ("reconstruction.crops.judged", crops.judged, 1..=most),
+            ("reconstruction.crops.memory_mb", crops.memory_mb, 1..=most),
+            ("reconstruction.positives.max", self.positives.max, 1..=most),
+            (
+                "reconstruction.positives.radius",
+                self.positives.radius,
+                0..=1000,
+            ),
+            ("reconstruction.tgpl.every", self.tgpl.every, 1..=most),
+        ]
+    }
+
     /// What is wrong with the values, if anything: the key and the problem.
     pub fn problem(&self) -> Option<(&'static str, String)> {
-        let least = [
-            ("reconstruction.iterations", self.iterations),
-            ("reconstruction.batch", self.batch),
-            ("reconstruction.block", self.block),
-            ("reconstruction.crops.per_frame", self.crops.per_frame),
-            ("reconstruction.crops.max", self.crops.max),
-            ("reconstruction.crops.judged", self.crops.judged),
-            ("reconstruction.crops.memory_mb", self.crops.memory_mb),
-            ("reconstruction.positives.max", self.positives.max),
-            ("reconstruction.tgpl.every", self.tgpl.every),
+        // Rates above 1 never settle; weights are relative.
+        let bounded = [
+            ("reconstruction.activation_rate", self.activation_rate, 10.0),
+            ("reconstruction.multiplications", self.multiplications, 1e21),
+            ("reconstruction.regularizer", self.regularizer, 1e6),
+            ("reconstruction.tgpl.weight", self.tgpl.weight, 1e6),
+            ("reconstruction.tgpl.boxes", self.tgpl.boxes, 1e6),
+            ("reconstruction.tgpl.velocity", self.tgpl.velocity, 1e6),
         ];
-        for (key, value) in least {
-            if value == 0 {
-                return Some((key, "must be at least 1".into()));
+        for (key, value, most) in bounded {
+            if !(0.0..=most).contains(&value) {
+                return Some((key, format!("{value}; 0 to {most}")));
             }
         }
-        let not_negative = [
-            ("reconstruction.activation_rate", self.activation_rate),
-            ("reconstruction.multiplications", self.multiplications),
-            ("reconstruction.regularizer", self.regularizer),
-            ("reconstruction.tgpl.weight", self.tgpl.weight),
-            ("reconstruction.tgpl.boxes", self.tgpl.boxes),
-            ("reconstruction.tgpl.velocity", self.tgpl.velocity),
-        ];
-        for (key, value) in not_negative {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Some((key, format!("{value}; must be 0 or more")));
-            }
-        }
-        if !(self.rate > 0.0 && self.rate.is_finite()) {
+        if !(self.rate > 0.0 && self.rate <= 10.0) {
             return Some((
                 "reconstruction.rate",
-                format!("{}; must be above 0", self.rate),
+                format!("{}; above 0, at most 10", self.rate),
             ));
         }
         let shares = [

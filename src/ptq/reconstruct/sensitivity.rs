@@ -18,6 +18,7 @@ use super::positives::Positives;
 use super::program::Program;
 use super::steps::fake;
 use super::{Device, Inner, Reconstruction, Subject};
+use crate::ptq::recipe::Count;
 
 /// Settings of the measurement and of what follows from it, a section of the recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,14 +37,18 @@ pub struct SensitivitySettings {
 impl SensitivitySettings {
     /// What is wrong with the values, if anything.
     pub fn problem(&self) -> Option<(&'static str, String)> {
-        if self.windows == 0 {
-            return Some(("sensitivity.windows", "must be at least 1".into()));
-        }
         if !(0.0..=1.0).contains(&self.max_float_share) {
             let problem = format!("{}; 0 to 1", self.max_float_share);
             return Some(("sensitivity.max_float_share", problem));
         }
         None
+    }
+
+    pub(in crate::ptq) fn counts(&self) -> [Count; 2] {
+        [
+            ("sensitivity.windows", self.windows, 1..=1_000_000),
+            ("sensitivity.keep", self.keep, 0..=100_000),
+        ]
     }
 }
 

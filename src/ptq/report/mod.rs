@@ -7,10 +7,10 @@ pub(crate) mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Deserializer, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::Told;
 use super::check::{Checked, Evidence, judge};
@@ -23,18 +23,21 @@ use super::reconstruct::Outcome;
 use super::reconstruct::sensitivity::{Promoted, Promotion, Sensitivity};
 use crate::cloud::condition::{ConditionKind, Conditions};
 use crate::cloud::summary::InputSummary;
-use crate::detector::{DetectorError, ModelDescription, ModelFiles};
+use crate::detector::{ModelDescription, Precision};
 use crate::eval::AgreementCell;
-use crate::files::{hash_into, hex};
-use crate::onnx::OnnxError;
+use crate::files::{self, Links};
 
 pub(crate) use html::date;
+
+pub use crate::detector::FileRecord;
 
 /// The `format` that this version writes and reads.
 pub const FORMAT: u32 = 1;
 
 /// The report's files in the folder of the INT8 model.
 pub const JSON_FILE: &str = "report.json";
+/// Bytes of a `report.json` that are read at most; one of a thousand frames and layers has less than a megabyte.
+const MOST_BYTES: u64 = 64 << 20;
 pub const TEXT_FILE: &str = "report.txt";
 pub const PAGE_FILE: &str = "report.html";
 
@@ -94,60 +97,6 @@ pub struct Tool {
     pub exact_u8s8: bool,
     /// Seconds since the epoch.
     pub created: u64,
-}
-
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct FileRecord {
-    /// Its name, without the folder.
-    pub file: String,
-    pub bytes: u64,
-    pub sha256: String,
-}
-
-impl FileRecord {
-    /// Of a file as it is now.
-    pub fn of(path: &Path) -> std::io::Result<Self> {
-        let mut hash = Sha256::new();
-        let bytes = hash_into(&mut hash, path)?;
-        Ok(Self {
-            file: path
-                .file_name()
-                .map_or(String::new(), |n| n.to_string_lossy().into_owned()),
-            bytes,
-            sha256: hex(&hash.finalize()),
-        })
-    }
-
-    /// Of all ONNX files of a model as they are now: the encoder's graph, the backbone's, then the files that hold
-    /// weights of them, where there are any.
-    pub fn all_of(model: &ModelDescription) -> Result<Vec<Self>, DetectorError> {
-        Self::of_all(&ModelFiles::of(model)?.paths())
-    }
-
-    /// Of several files.
-    pub(crate) fn of_all(paths: &[impl AsRef<Path>]) -> Result<Vec<Self>, DetectorError> {
-        let record = |path: &Path| {
-            Self::of(path).map_err(|source| {
-                let file = path.to_owned();
-                DetectorError::Onnx(OnnxError::Read { file, source })
-            })
-        };
-        paths.iter().map(|path| record(path.as_ref())).collect()
-    }
-
-    /// One hash for files that are one graph together: that of the file itself where there is but one.
-    pub(crate) fn joint_sha256(records: &[Self]) -> String {
-        match records {
-            [one] => one.sha256.clone(),
-            several => {
-                let mut hash = Sha256::new();
-                for record in several {
-                    hash.update(record.sha256.as_bytes());
-                }
-                hex(&hash.finalize())
-            }
-        }
-    }
 }
 
 /// Frames used.
@@ -368,6 +317,11 @@ pub enum ReportError {
     },
     #[error("{} has format {found}; this version reads {FORMAT}", path.display())]
     Format { path: PathBuf, found: u32 },
+    #[error(
+        "the model in {} is not as it was made: {problem}; copy it anew, or make it again",
+        folder.display()
+    )]
+    Files { folder: PathBuf, problem: String },
 }
 
 /// Reads a number that JSON has no way to write, and that therefore stands there as `null`.
@@ -376,6 +330,31 @@ pub(crate) fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 }
 
 impl Report {
+    /// Holds the files of the INT8 model in a folder against what they were when they were made. It belongs before
+    /// everything else that reads them.
+    pub fn check_files(&self, folder: &Path) -> Result<(), ReportError> {
+        let fail = |problem: String| ReportError::Files {
+            folder: folder.to_owned(),
+            problem,
+        };
+        if self.int8_files.is_empty() {
+            return Err(fail(format!("{JSON_FILE} names none of them")));
+        }
+        FileRecord::check_all(&self.int8_files, folder, Links::Follow).map_err(fail)
+    }
+
+    /// The same for a model that is run from where it was made or copied to: a float model has no such report, nor has one
+    /// that another tool quantized.
+    pub fn check_beside(model: &ModelDescription) -> Result<(), ReportError> {
+        let path = model.folder.join(JSON_FILE);
+        match model.precision {
+            Precision::Int8 if std::fs::symlink_metadata(&path).is_ok() => {
+                Self::load(&path)?.check_files(&model.folder)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Reads a `report.json`, named itself or by the folder that holds it.
     pub fn load(path: &Path) -> Result<Self, ReportError> {
         let path = if path.is_dir() {
@@ -383,10 +362,15 @@ impl Report {
         } else {
             path.to_owned()
         };
-        let text = std::fs::read_to_string(&path).map_err(|reason| ReportError::Read {
-            path: path.clone(),
-            reason,
-        })?;
+        let read = files::read_bounded(&path, MOST_BYTES).map_err(Error::from);
+        let text = read
+            .and_then(|bytes| {
+                String::from_utf8(bytes).map_err(|e| Error::new(ErrorKind::InvalidData, e))
+            })
+            .map_err(|reason| ReportError::Read {
+                path: path.clone(),
+                reason,
+            })?;
         Self::parse(&text, &path)
     }
 
