@@ -24,10 +24,10 @@ pub struct Args {
     #[command(flatten)]
     runtime: RuntimeArgs,
     /// Times that each frame is measured
-    #[arg(long, default_value_t = 5, value_parser = within(1..=100_000))]
+    #[arg(long, default_value_t = 5, value_parser = within::<usize>(1..=100_000))]
     repeat: usize,
     /// Runs before the measurement, not counted
-    #[arg(long, default_value_t = 5, value_parser = within(0..=100_000))]
+    #[arg(long, default_value_t = 5, value_parser = within::<usize>(0..=100_000))]
     warmup: usize,
     /// Also write the figures as JSON
     #[arg(long, value_name = "FILE")]

@@ -59,7 +59,7 @@ pub struct Args {
     classes: Vec<String>,
     /// Score from which a model's detections enter the precision-recall curve, whatever its
     /// description says; the agreement of two models keeps to their descriptions
-    #[arg(long, value_name = "SCORE", default_value_t = 0.05, value_parser = within(0.0..=1.0))]
+    #[arg(long, value_name = "SCORE", default_value_t = 0.05, value_parser = within::<f32>(0.0..=1.0))]
     score_threshold: f32,
 
     /// rosbag2 folder, .mcap or .db3 file. With --detections it only serves to count the LiDAR
@@ -97,7 +97,7 @@ pub struct Args {
     class_map: String,
 
     /// Leave out everything at or beyond this range, metres
-    #[arg(long, value_name = "M", value_parser = within(0.0..=1e6))]
+    #[arg(long, value_name = "M", value_parser = within::<f32>(0.0..=1e6))]
     max_range: Option<f32>,
     /// Azimuth interval that is labelled: from,to in degrees counter-clockwise from +x
     #[arg(long, value_name = "DEG,DEG", value_parser = parse_sector, allow_hyphen_values = true)]
@@ -109,7 +109,7 @@ pub struct Args {
     #[arg(long, value_name = "M,M", value_delimiter = ',', default_values_t = [30.0, 50.0])]
     bands: Vec<f32>,
     /// Resamples of the bootstrap for the difference of two models
-    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = within(0..=1_000_000))]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = within::<usize>(0..=1_000_000))]
     resamples: usize,
     /// Seed of the bootstrap
     #[arg(long, value_name = "N", default_value_t = 1)]

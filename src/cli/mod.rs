@@ -140,3 +140,63 @@ fn exit(result: anyhow::Result<Ended>) -> ExitCode {
     terminal::finish();
     ExitCode::from(code)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clap compares the types of parsers and fields only when a value is taken out.
+    #[test]
+    fn every_number_is_parsed_as_what_it_is_kept_as() {
+        for line in [
+            "detect --model m --bag b --out o --limit 3 --threads 2",
+            "quantize --model m --bag b --out o --max-frames 8 --threads 1 --max-memory-mb 900",
+            "select --model m --bag b --out o --max-frames 8 --min-period 0.5 --gap 2 --per-place 4",
+            "evaluate --model m --bag b --truth t --score-threshold 0.1 --limit 3 --max-range 50 --min-points 5 \
+             --bands 30,50 --resamples 100 --seed 3 --block 2",
+            "simulate --out o --frames 3 --seed 1 --scenes 2 --rate 10 --azimuth-steps 100 --noise 0.1 --dropout 0.1 \
+             --threads 2",
+            "render --bag b --out o --frame 2 --sweeps 2 --min-score 0.3 --scale 8",
+            "render --bag b --out o --stamp -5",
+            "bench --model m --bag b --repeat 2 --warmup 0 --limit 5",
+            "--max-model-mb 10 play --bag b --rate 2 --max-pause 1 --wait-for-subscribers 1 --wait-timeout 3 --clouds 9",
+            "models --store s list",
+        ] {
+            let words = std::iter::once("centerpoint_ptq").chain(line.split_whitespace());
+            if let Err(error) = Cli::try_parse_from(words) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_that_nothing_could_bear_are_refused_with_the_range() {
+        for (line, option) in [
+            (
+                "evaluate --model m --bag b --truth t --resamples 18446744073709551615",
+                "--resamples",
+            ),
+            (
+                "evaluate --model m --bag b --truth t --resamples 1000000000000",
+                "--resamples",
+            ),
+            (
+                "detect --model m --bag b --out o --threads 1000000",
+                "--threads",
+            ),
+            ("simulate --out o --threads 1000000", "--threads"),
+            ("bench --model m --bag b --repeat 0", "--repeat"),
+            ("render --bag b --out o --scale NaN", "--scale"),
+        ] {
+            let words = std::iter::once("centerpoint_ptq").chain(line.split_whitespace());
+            let Err(error) = Cli::try_parse_from(words) else {
+                panic!("{line} is accepted");
+            };
+            let text = error.to_string();
+            assert!(
+                text.contains(option) && text.contains("give a number from"),
+                "{text}"
+            );
+        }
+    }
+}

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub topic: Vec<String>,
     /// Speed: 2 plays twice as fast as recorded
-    #[arg(long, default_value_t = 1.0, value_parser = within(1e-3..=1e6))]
+    #[arg(long, default_value_t = 1.0, value_parser = within::<f64>(1e-3..=1e6))]
     pub rate: f64,
     /// Publish a topic under another name, may be given several times
     #[arg(long, value_name = "FROM:=TO")]
@@ -44,10 +44,10 @@ pub struct Args {
     #[arg(long)]
     pub start_paused: bool,
     /// Wait until each cloud topic has this many subscribers
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = within(0..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = within::<usize>(0..=1000))]
     pub wait_for_subscribers: usize,
     /// Seconds to wait for subscribers before giving up
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = within(0.0..=86_400.0))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = within::<f64>(0.0..=86_400.0))]
     pub wait_timeout: f64,
     /// Publish clouds with best-effort reliability instead of reliable
     #[arg(long)]

@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "NS", allow_hyphen_values = true)]
     stamp: Option<i64>,
     /// Sweeps to draw, the newest included
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within(1..=100))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = within::<usize>(1..=100))]
     sweeps: usize,
     #[command(flatten)]
     strictness: Strictness,
@@ -53,7 +53,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     labels: Option<PathBuf>,
     /// Leave out detections below this score
-    #[arg(long, value_name = "SCORE", default_value_t = 0.0, value_parser = within(0.0..=1.0))]
+    #[arg(long, value_name = "SCORE", default_value_t = 0.0, value_parser = within::<f32>(0.0..=1.0))]
     min_score: f32,
 
     /// Names in the legend for --boxes and --boxes2
@@ -66,7 +66,7 @@ pub struct Args {
     #[arg(long, value_name = "M,M,M,M", value_parser = parse_view, allow_hyphen_values = true)]
     view: Option<View>,
     /// Pixels per metre
-    #[arg(long, value_name = "N", value_parser = within(0.01..=1000.0))]
+    #[arg(long, value_name = "N", value_parser = within::<f32>(0.01..=1000.0))]
     scale: Option<f32>,
     /// PNG file to write
     #[arg(long, value_name = "FILE")]

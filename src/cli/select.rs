@@ -38,13 +38,13 @@ pub struct Args {
     #[arg(long, default_value_t = Choice::Diverse)]
     choice: Choice,
     /// Seconds between two frames at the least
-    #[arg(long, default_value_t = Policy::default().min_period_s, value_parser = within(0.0..=3600.0))]
+    #[arg(long, default_value_t = Policy::default().min_period_s, value_parser = within::<f64>(0.0..=3600.0))]
     min_period: f64,
     /// Seconds between a frame to calibrate with and one to check with at the least
-    #[arg(long, default_value_t = Policy::default().gap_s, value_parser = within(0.0..=3600.0))]
+    #[arg(long, default_value_t = Policy::default().gap_s, value_parser = within::<f64>(0.0..=3600.0))]
     gap: f64,
     /// Frames of one place (2 m) at the most, where the choice is diverse
-    #[arg(long, default_value_t = Policy::default().per_place, value_parser = within(1..=10_000))]
+    #[arg(long, default_value_t = Policy::default().per_place, value_parser = within::<usize>(1..=10_000))]
     per_place: usize,
 }
 

@@ -34,22 +34,22 @@ pub struct Args {
     #[arg(long, value_enum)]
     kind: Option<SceneKind>,
     /// Sweeps per second
-    #[arg(long, default_value_t = 10.0, value_parser = within(0.1..=1000.0))]
+    #[arg(long, default_value_t = 10.0, value_parser = within::<f64>(0.1..=1000.0))]
     rate: f64,
     /// Columns of one turn [default: the sensor's]
-    #[arg(long, value_parser = within(1..=100_000))]
+    #[arg(long, value_parser = within::<usize>(1..=100_000))]
     azimuth_steps: Option<usize>,
     /// Standard deviation of the range in metres [default: the sensor's]
-    #[arg(long, value_parser = within(0.0..=100.0))]
+    #[arg(long, value_parser = within::<f32>(0.0..=100.0))]
     noise: Option<f32>,
     /// Share of returns lost at random, 0 to 1 [default: the sensor's]
-    #[arg(long, value_parser = within(0.0..=1.0))]
+    #[arg(long, value_parser = within::<f32>(0.0..=1.0))]
     dropout: Option<f32>,
     /// Sensor in base_link: "x y z roll pitch yaw" in metres and radians [default: drawn per scene]
     #[arg(long, value_name = "POSE", value_parser = parse_pose, allow_hyphen_values = true)]
     sensor_pose: Option<SensorPose>,
     /// Threads to use [default: all]
-    #[arg(long, value_parser = within(1..=1024))]
+    #[arg(long, value_parser = within::<usize>(1..=1024))]
     threads: Option<usize>,
 }
 

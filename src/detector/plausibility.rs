@@ -11,8 +11,9 @@ use crate::cloud::condition::{Condition, ConditionKind};
 
 /// Longer is no road user, metres. What is taken for a logarithm and is none gives 100 m for a car.
 const LONGEST: f32 = 50.0;
-/// Cells that an offset may lead out of its own. Trained networks stay within a tenth.
-const FARTHEST: f32 = 0.25;
+/// Cells that an offset may lead out of its own. Networks that learn boxes at the cells around a centre, too, lead there
+/// from those.
+const FARTHEST: f32 = 0.5;
 /// Lengths between which the vector of sine and cosine, which is 1 long in training, may lie.
 const VECTOR: [f32; 2] = [0.2, 5.0];
 /// Fewer boxes show nothing.
@@ -114,7 +115,7 @@ impl Figures {
             ));
         }
         // What another head gives is inside for some headings and speeds, so this need not be most of them.
-        if self.cells >= LEAST_BOXES && self.far > 1 && self.far * 5 > self.cells {
+        if self.cells >= LEAST_BOXES && self.far > 1 && self.far * 5 > 2 * self.cells {
             let count = self.far;
             found.push(Condition::new(
                 ConditionKind::CentreOffset,
