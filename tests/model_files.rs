@@ -439,6 +439,30 @@ fn a_quantized_model_needs_no_file_of_the_float_one_and_is_known_by_all_of_them(
 }
 
 #[test]
+fn a_float_model_that_changes_while_it_is_quantized_gives_no_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let float = model_folder(&new_folder(folder.path(), "float"));
+    let out = folder.path().join("int8");
+    for graph in [float.encoder_path(), float.backbone_path()] {
+        let before = fs::read(&graph).unwrap();
+        let frames = samples(24).into_iter().inspect(|_| {
+            let mut other = Model::decode(&before, &graph).unwrap();
+            other.set_metadata("trained", "more");
+            other.save(&graph).unwrap();
+        });
+        let made = ptq::quantize(&float, frames, &lenient(), Target::Cpu, &out, &mut Silent);
+        let said = made.unwrap_err().to_string();
+        let name = graph.file_name().unwrap().to_str().unwrap();
+        assert!(
+            said.contains(name) && said.contains("another file"),
+            "{said}"
+        );
+        assert!(!out.exists());
+        fs::write(&graph, before).unwrap();
+    }
+}
+
+#[test]
 fn a_folder_without_its_weights_is_not_taken_into_the_store() {
     let folder = tempfile::tempdir().unwrap();
     let float = model_folder(&new_folder(folder.path(), "float"));

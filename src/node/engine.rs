@@ -233,6 +233,24 @@ mod tests {
     use std::f64::consts::FRAC_PI_2;
 
     #[test]
+    fn a_model_is_loaded_again_only_if_it_is_the_same() {
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny");
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["model.yaml", "encoder.onnx", "backbone.onnx"] {
+            std::fs::copy(tiny.join(name), folder.path().join(name)).unwrap();
+        }
+        let (model, options) = (folder.path().join("model.yaml"), RuntimeOptions::default());
+        let first = Engine::load(&model, &options).unwrap();
+        let again = || Engine::load_again(&model, &options, &first.info.files).map(drop);
+        again().unwrap();
+        let graph = folder.path().join("encoder.onnx");
+        let mut other = crate::onnx::Model::load(&graph).unwrap();
+        other.set_metadata("trained", "more");
+        other.save(&graph).unwrap();
+        assert!(matches!(again(), Err(LoadError::Changed(_))));
+    }
+
+    #[test]
     fn a_placed_box_has_its_corners_where_the_cloud_sees_them() {
         let detection = Detection {
             bbox: Box3d {
