@@ -38,9 +38,9 @@ impl Search {
     pub fn problem(&self) -> Option<String> {
         if !(self.alpha > 0.0 && self.alpha.is_finite()) {
             Some(format!("alpha is {}; it must be above 0", self.alpha))
-        } else if !(self.beta > self.alpha && self.beta <= 1000.0) {
+        } else if !(self.beta > self.alpha && self.beta <= 1e12) {
             Some(format!(
-                "beta is {}; it must be above alpha ({}), and at most 1000",
+                "beta is {}; it must be above alpha ({}), and at most 1e12",
                 self.beta, self.alpha
             ))
         } else if !(2..=100_000).contains(&self.steps) {
