@@ -214,7 +214,7 @@ def test_remapping_and_topic_choice(ros, bag):
     ("options", "said"),
     [
         (["--topic", "/no/such/topic"], TOPIC),
-        (["--rate", "0"], "--rate 0"),
+        (["--rate", "0"], "a number from 0.001"),
         (["--remap", "nonsense"], "FROM:=TO"),
         (["--wait-for-subscribers", "1", "--wait-timeout", "0.5"], "no 1 subscribers"),
     ],

@@ -122,7 +122,7 @@ def test_callers_reach_no_file_outside_of_the_folders_that_the_operator_names(ro
     for path in outside:
         assert "lies outside of the folders" in start(recipe=path), path
     assert "lies outside of the folders" in start(bag=str(folder / "drive"))
-    assert "a FIFO" in start(recipe=str(folder / "pipe.yaml"))
+    assert "no regular file" in start(recipe=str(folder / "pipe.yaml"))
     assert "bytes" in start(recipe=str(folder / "holes.yaml"))
     said = start(recipe=str(folder / "secret.yaml"))
     assert "weights" in said and "password" not in said, said
@@ -169,7 +169,8 @@ def test_a_model_that_the_nodes_own_frames_cannot_judge_does_not_run_unless_that
     assert observer.set_parameter("store.allow_unjudged", True).successful
     reply = observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
     assert reply.success and "not judged" in reply.message, reply.message
-    runs = lambda s: s["stored_id"] == reply.stored_id and not s["judgement"]["judged"]  # noqa: E731
+    said = lambda s: s["judgement"] and s["judgement"]["judged"] is False  # noqa: E731
+    runs = lambda s: s["stored_id"] == reply.stored_id and said(s)  # noqa: E731
     observer.wait_status(runs, 5.0, "the model", node)
     told = lambda: "not judged" in observer.values("detection").get("condition_unjudged", "")  # noqa: E731
     observer.wait_for(told, 10.0, "a warning in diagnostics", node)
