@@ -307,10 +307,11 @@ class Demo:
         for name, model in [("float", self.model), ("int8", self.int8_model)]:
             tool("detect", "--model", model, "--bag", self.unseen, "--out", out / f"{name}.json")
         boxes = json.loads((out / "float.json").read_text())
-        # A typical frame, neither the emptiest nor the fullest.
-        typical = sorted(boxes, key=lambda stamp: len(boxes[stamp]))[len(boxes) // 2]
+        # The frame with most to see: as many classes as there are in any, and then most boxes.
+        stamps = [stamp for stamp in boxes if stamp.isdecimal()]
+        richest = max(stamps, key=lambda stamp: (len({box["label"] for box in boxes[stamp]}), len(boxes[stamp])))
         tool(
-            *("render", "--bag", self.unseen, "--stamp", typical, "--sweeps", 2),
+            *("render", "--bag", self.unseen, "--stamp", richest, "--sweeps", 2),
             *("--boxes", out / "float.json", "--boxes2", out / "int8.json"),
             *("--labels", self.unseen / "labels.json"),
             *("--names", "float,INT8", "--out", out / "demo.png"),
