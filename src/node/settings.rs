@@ -228,7 +228,8 @@ pub const SPECS: &[Spec] = &[
     Spec {
         name: "store.allow_unjudged",
         description: "Whether a model that another made runs though this node's own frames cannot judge it",
-        live: true,
+        // Not for whoever reaches the parameter services to say.
+        live: false,
         get: |s| Value::Bool(s.store_allow_unjudged),
         set: |s, v| put(&mut s.store_allow_unjudged, flag(v)),
     },

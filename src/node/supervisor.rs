@@ -166,7 +166,7 @@ pub enum Refusal {
     Judge(String),
     #[error(
         "{id} is {text}. It does not run unjudged: drive until the buffer holds out frames enough (calibration_state and \
-         diagnostics tell), then load it again, or set the parameter store.allow_unjudged"
+         diagnostics tell), then load it again, or start the node with store.allow_unjudged"
     )]
     NotJudged { id: String, text: String },
     #[error(

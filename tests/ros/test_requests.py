@@ -166,7 +166,12 @@ def test_a_model_that_the_nodes_own_frames_cannot_judge_does_not_run_unless_that
     for part in ("not judged", "holds out 0 frames", "drive until", "store.allow_unjudged"):
         assert part in reply.message, reply.message
     assert observer.status["precision"] == "float"
-    assert observer.set_parameter("store.allow_unjudged", True).successful
+    refused = observer.set_parameter("store.allow_unjudged", True)
+    assert not refused.successful and "read at start only" in refused.reason
+    assert node.end()[0] == 0
+    seen = len(observer.seen.statuses)
+    node = ros.node(eager_model, {"store.allow_unjudged": True})
+    observer.wait_for(lambda: observer.seen.statuses[seen:], graph.PATIENCE, "the next node", node)
     reply = observer.ask(LoadModel, "load_model", timeout=60.0, model=str(made))
     assert reply.success and "not judged" in reply.message, reply.message
     said = lambda s: s["judgement"] and s["judgement"]["judged"] is False  # noqa: E731
