@@ -654,14 +654,13 @@ impl Frames {
         // Static transforms hold from the beginning, wherever in the bag they were recorded; where
         // one was recorded again with other values, the first holds until the second comes up
         // in its turn. Damage comes up again, and is told, when the clouds are read.
-        let mut known = Vec::new();
         for message in reader.messages(&statics).flatten() {
-            if let Ok(tf) = TfMessage::decode(&message.data) {
-                known.push(tf);
-            }
-        }
-        for tf in known.iter().rev() {
-            assembler.push_tf(tf, true);
+            let Ok(mut tf) = TfMessage::decode(&message.data) else {
+                continue;
+            };
+            tf.transforms
+                .retain(|new| !assembler.tf.places(&new.child_frame_id));
+            assembler.push_tf(&tf, true);
         }
         let mut wanted = vec![topic.name.as_str()];
         wanted.extend(&statics);

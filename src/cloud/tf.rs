@@ -153,6 +153,11 @@ impl TfBuffer {
         frames
     }
 
+    /// Whether it is known how this frame lies in another.
+    pub fn places(&self, frame: &str) -> bool {
+        self.tracks.contains_key(clean(frame))
+    }
+
     pub fn has_frame(&self, frame: &str) -> bool {
         let frame = clean(frame);
         self.tracks.contains_key(frame) || self.tracks.values().any(|t| t.parent == frame)

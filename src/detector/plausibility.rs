@@ -218,9 +218,11 @@ mod tests {
         );
         let away = (CAR.0, [-0.9, 0.4], CAR.2);
         assert_eq!(
-            kinds(&[away, away, CAR, CAR, CAR]),
+            kinds(&[away, away, away, CAR, CAR]),
             [ConditionKind::CentreOffset]
         );
+        // Boxes of the cells around a centre, where those are learned, too.
+        assert!(kinds(&[away, away, CAR, CAR, CAR]).is_empty());
     }
 
     #[test]
