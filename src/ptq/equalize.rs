@@ -16,7 +16,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::recipe::Count;
+use super::counts::Count;
 use crate::onnx::proto::{NodeProto, TensorProto};
 use crate::onnx::{Links, Model, OnnxError};
 

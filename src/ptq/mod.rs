@@ -19,6 +19,7 @@
 
 mod calibrate;
 pub mod check;
+mod counts;
 pub mod equalize;
 pub mod export;
 pub mod frames;

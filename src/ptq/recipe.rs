@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::counts::{self, Count};
 use super::equalize::Equalization;
 use super::ranges::{ActivationType, Search};
 use super::reconstruct::Reconstruction;
@@ -536,7 +537,7 @@ impl Recipe {
         let bits = |key, bits: u32| {
             (!(2..=8).contains(&bits)).then(|| (key, format!("{bits} bits; 2 to 8")))
         };
-        if let Some(found) = self.counts().into_iter().find_map(outside) {
+        if let Some(found) = self.counts().into_iter().find_map(counts::outside) {
             return Some(found);
         }
         let f = &self.frames;
@@ -598,15 +599,6 @@ impl Recipe {
         }
         None
     }
-}
-
-/// A whole number of a recipe: its key, its value, and the range that makes sense.
-pub(in crate::ptq) type Count = (&'static str, usize, std::ops::RangeInclusive<usize>);
-
-/// What to say where the number is outside of its range.
-fn outside((key, value, range): Count) -> Option<(&'static str, String)> {
-    let (least, most) = (range.start(), range.end());
-    (!range.contains(&value)).then(|| (key, format!("{value}; {least} to {most}")))
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for any run of characters.

@@ -11,9 +11,8 @@ use super::models::{Model, ObjectClass, Person};
 use super::path::{Motion, Planar};
 use super::rng::Rng;
 use super::sensor::Sensor;
-use super::shape::V3;
 use super::terrain::Terrain;
-use super::trace;
+use super::trace::{self, Roof};
 use crate::bag::Stamp;
 use crate::cloud::Points;
 use crate::geometry::{Box3d, Pose, pose_from_xyz_rpy};
@@ -207,39 +206,6 @@ pub struct Scene {
     base_from_lidar: Pose,
     sway: Sway,
     roof: Option<Roof>,
-}
-
-/// The part of the vehicle's roof that shades the sensor, around and below it, metres. Drivers cut
-/// these returns away, so nothing is seen there.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Roof {
-    pub below: f32,
-    pub ahead: f32,
-    pub behind: f32,
-    pub half_width: f32,
-}
-
-impl Roof {
-    /// Half of the sensors stand high enough on their rack to look past the roof.
-    fn draw(rng: &mut Rng) -> Option<Self> {
-        let roof = Self {
-            below: rng.range(0.2, 0.6),
-            ahead: rng.range(0.3, 1.8),
-            behind: rng.range(0.3, 2.2),
-            half_width: rng.range(0.4, 0.85),
-        };
-        rng.chance(0.5).then_some(roof)
-    }
-
-    /// Whether a ray in this direction meets the roof.
-    pub fn shades(&self, dir: &V3) -> bool {
-        if dir.z >= 0.0 {
-            return false;
-        }
-        let reach = self.below / -dir.z;
-        let x = dir.x * reach;
-        x < self.ahead && x > -self.behind && (dir.y * reach).abs() < self.half_width
-    }
 }
 
 /// How the body leans on its springs against the road, radians: roll and pitch.

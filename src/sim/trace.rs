@@ -12,7 +12,6 @@ use rayon::prelude::*;
 
 use super::models::Model;
 use super::rng::Rng;
-use super::scene::Roof;
 use super::sensor::Sensor;
 use super::shape::{Bounds, Hit, Ray, V3};
 use super::terrain::Terrain;
@@ -140,6 +139,39 @@ fn profile_ranges(max_range: f32) -> Vec<f32> {
         ranges.push(r);
     }
     ranges
+}
+
+/// The part of the vehicle's roof that shades the sensor, around and below it, metres. Drivers cut
+/// these returns away, so nothing is seen there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Roof {
+    pub below: f32,
+    pub ahead: f32,
+    pub behind: f32,
+    pub half_width: f32,
+}
+
+impl Roof {
+    /// Half of the sensors stand high enough on their rack to look past the roof.
+    pub fn draw(rng: &mut Rng) -> Option<Self> {
+        let roof = Self {
+            below: rng.range(0.2, 0.6),
+            ahead: rng.range(0.3, 1.8),
+            behind: rng.range(0.3, 2.2),
+            half_width: rng.range(0.4, 0.85),
+        };
+        rng.chance(0.5).then_some(roof)
+    }
+
+    /// Whether a ray in this direction meets the roof.
+    pub fn shades(&self, dir: &V3) -> bool {
+        if dir.z >= 0.0 {
+            return false;
+        }
+        let reach = self.below / -dir.z;
+        let x = dir.x * reach;
+        x < self.ahead && x > -self.behind && (dir.y * reach).abs() < self.half_width
+    }
 }
 
 /// Casts all rays of a sweep; returns them column by column, beams ascending.

@@ -24,7 +24,7 @@ pub mod sensitivity;
 mod steps;
 mod tuner;
 
-use crate::ptq::recipe::Count;
+use crate::ptq::counts::Count;
 use burn_autodiff::Autodiff;
 use burn_flex::Flex;
 use burn_tensor::backend::BackendTypes;

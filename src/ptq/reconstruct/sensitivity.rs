@@ -18,7 +18,7 @@ use super::positives::Positives;
 use super::program::Program;
 use super::steps::fake;
 use super::{Device, Inner, Reconstruction, Subject};
-use crate::ptq::recipe::Count;
+use crate::ptq::counts::Count;
 
 /// Settings of the measurement and of what follows from it, a section of the recipe.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
