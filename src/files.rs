@@ -24,6 +24,17 @@ pub enum FileError {
     },
 }
 
+impl FileError {
+    /// More was there to be read than the bound, and was not read.
+    fn more_than(most: u64) -> Self {
+        FileError::TooLarge {
+            bytes: most,
+            most,
+            exact: false,
+        }
+    }
+}
+
 /// For errors that already say which file it is, and that it could not be read.
 impl From<FileError> for Error {
     fn from(error: FileError) -> Self {
@@ -112,11 +123,7 @@ pub fn read_open(file: File, max_bytes: u64) -> Result<Vec<u8>, FileError> {
     file.take(max_bytes.saturating_add(1))
         .read_to_end(&mut bytes)?;
     match bytes.len() as u64 > max_bytes {
-        true => Err(FileError::TooLarge {
-            bytes: max_bytes,
-            most: max_bytes,
-            exact: false,
-        }),
+        true => Err(FileError::more_than(max_bytes)),
         false => Ok(bytes),
     }
 }
@@ -127,11 +134,7 @@ pub fn copy(from: &Path, to: &Path, max_bytes: u64) -> Result<u64, FileError> {
     let mut copy = File::options().write(true).create_new(true).open(to)?;
     let bytes = std::io::copy(&mut source.take(max_bytes.saturating_add(1)), &mut copy)?;
     match bytes > max_bytes {
-        true => Err(FileError::TooLarge {
-            bytes: max_bytes,
-            most: max_bytes,
-            exact: false,
-        }),
+        true => Err(FileError::more_than(max_bytes)),
         false => Ok(bytes),
     }
 }
@@ -282,11 +285,7 @@ pub(crate) fn hash_into(hash: &mut Sha256, file: File, max_bytes: u64) -> Result
     loop {
         match file.read(&mut piece) {
             Ok(0) if bytes > max_bytes => {
-                return Err(FileError::TooLarge {
-                    bytes: max_bytes,
-                    most: max_bytes,
-                    exact: false,
-                });
+                return Err(FileError::more_than(max_bytes));
             }
             Ok(0) => return Ok(bytes),
             Ok(read) => {

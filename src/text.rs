@@ -68,6 +68,32 @@ pub(crate) fn one_line(text: &str, longest: usize) -> String {
     text.replace('\n', "\\n").replace('\t', " ")
 }
 
+/// A text from outside as an error may quote it: on one line, about 300 characters long. The end is kept, where the
+/// parser says at which line it was.
+pub(crate) fn excerpt(text: &str) -> String {
+    const BEGIN: usize = 220;
+    const END: usize = 50;
+    let escaped = |c: char| match is_harmless(c) {
+        true => c.to_string(),
+        false => c.escape_unicode().to_string(),
+    };
+    let count = text.chars().count();
+    if count <= BEGIN + END {
+        let whole: String = text.chars().map(escaped).collect();
+        if whole.chars().count() <= BEGIN + END {
+            return whole;
+        }
+    }
+    let begin: String = text.chars().take(BEGIN).map(escaped).collect();
+    let begin: String = begin.chars().take(BEGIN).collect();
+    let mut end: Vec<char> = text.chars().rev().take(END).collect();
+    end.reverse();
+    let end: String = end.into_iter().map(escaped).collect();
+    let skipped = end.chars().count().saturating_sub(END);
+    let end: String = end.chars().skip(skipped).collect();
+    format!("{begin}... ({count} characters) ...{end}")
+}
+
 /// The message of a parser without what it quotes from the text: between double quotes there are values, which are
 /// nobody's business who cannot read the file. Names of keys are between backquotes, or bare.
 pub(crate) fn without_values(message: &str) -> String {

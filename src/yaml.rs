@@ -6,12 +6,14 @@
 //! text by any factor. What is counted are the events of the same libyaml, so the two cannot differ about what is nested.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
+use std::io::{Error, ErrorKind};
 use std::mem::MaybeUninit;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+
+use crate::files::{self, FileError};
+use crate::text::excerpt;
 
 /// What a YAML text from outside may be.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +61,7 @@ pub enum YamlError {
 
 impl From<serde_yaml::Error> for YamlError {
     fn from(error: serde_yaml::Error) -> Self {
-        YamlError::Content(shown(&error.to_string()))
+        YamlError::Content(excerpt(&error.to_string()))
     }
 }
 
@@ -75,28 +77,17 @@ pub(crate) fn from_str_bounded<T: DeserializeOwned>(
 /// Reads a text file of at most `bytes`; the error says what else it is. Only a regular file is read: a pipe may never
 /// end, and opening a device may do something.
 pub(crate) fn read_bounded(path: &Path, bytes: usize) -> Result<String, ReadError> {
-    use std::os::unix::fs::OpenOptionsExt;
-    // Opening a pipe would wait for somebody who writes to it.
-    let mut options = File::options();
-    options.read(true).custom_flags(libc::O_NONBLOCK);
-    let file = options.open(path).map_err(ReadError::Io)?;
-    let is_file = file.metadata().map_err(ReadError::Io)?.is_file();
-    if !is_file {
-        let error = match path.is_dir() {
-            true => std::io::Error::from(std::io::ErrorKind::IsADirectory),
-            false => std::io::Error::other("it is no regular file"),
-        };
-        return Err(ReadError::Io(error));
-    }
-    let mut content = Vec::new();
-    file.take((bytes as u64).saturating_add(1))
-        .read_to_end(&mut content)
-        .map_err(ReadError::Io)?;
-    if content.len() > bytes {
-        let limit = YamlError::Bytes { limit: bytes };
-        let error = std::io::Error::new(std::io::ErrorKind::FileTooLarge, limit.to_string());
-        return Err(ReadError::Io(error));
-    }
+    let content = files::read_bounded(path, bytes as u64).map_err(|error| {
+        ReadError::Io(match error {
+            FileError::Io(error) => error,
+            FileError::NotRegular(_) if path.is_dir() => ErrorKind::IsADirectory.into(),
+            FileError::NotRegular(_) => Error::other("it is no regular file"),
+            FileError::TooLarge { .. } => {
+                let limit = YamlError::Bytes { limit: bytes };
+                Error::new(ErrorKind::FileTooLarge, limit.to_string())
+            }
+        })
+    })?;
     String::from_utf8(content).map_err(|_| ReadError::NoText)
 }
 
@@ -109,40 +100,6 @@ pub(crate) enum ReadError {
     Io(std::io::Error),
     /// The bytes are no text.
     NoText,
-}
-
-/// A text from outside as an error may quote it: on one line, about 300 characters long. The end is kept, where the
-/// parser says at which line it was.
-pub(crate) fn shown(text: &str) -> String {
-    const BEGIN: usize = 220;
-    const END: usize = 50;
-    let escaped = |c: char| match c.is_control() || is_invisible(c) {
-        true => c.escape_unicode().to_string(),
-        false => c.to_string(),
-    };
-    let count = text.chars().count();
-    if count <= BEGIN + END {
-        let whole: String = text.chars().map(escaped).collect();
-        if whole.chars().count() <= BEGIN + END {
-            return whole;
-        }
-    }
-    let begin: String = text.chars().take(BEGIN).map(escaped).collect();
-    let begin: String = begin.chars().take(BEGIN).collect();
-    let mut end: Vec<char> = text.chars().rev().take(END).collect();
-    end.reverse();
-    let end: String = end.into_iter().map(escaped).collect();
-    let skipped = end.chars().count().saturating_sub(END);
-    let end: String = end.chars().skip(skipped).collect();
-    format!("{begin}... ({count} characters) ...{end}")
-}
-
-/// What reorders or hides text on a terminal, without being a control character.
-fn is_invisible(c: char) -> bool {
-    matches!(
-        c,
-        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
-    )
 }
 
 /// What is open in a text, and what it has come to.
@@ -417,7 +374,7 @@ pub(crate) fn parse<T: DeserializeOwned>(
             let found = serde_yaml::to_string(found).unwrap_or_default();
             return Err(format!(
                 "its `format` is {}; it has to be the number {format}",
-                shown(found.trim())
+                excerpt(found.trim())
             ));
         }
     }

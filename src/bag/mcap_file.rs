@@ -14,8 +14,10 @@ use std::sync::Arc;
 use mcap::MAGIC;
 use mcap::records::op;
 
-use super::limits::{Budget, Errors, Excess, Limit, open_regular};
-use super::reader::{BagError, RawMessage, Selection, Topic, at};
+use super::budget::{Budget, Errors, open_regular};
+use super::error::{BagError, at};
+use super::limits::{Excess, Limit};
+use super::reader::{RawMessage, Selection, Topic};
 use super::records;
 
 /// A record's opcode and length.

@@ -11,9 +11,11 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::Stamp;
-use super::limits::{Budget, Errors, Excess, Limit};
+use super::budget::{Budget, Errors};
+use super::error::{BagError, at};
+use super::limits::{Excess, Limit};
 use super::mcap_file::{Entry, McapFile, PIECE_BYTES, Piece, PieceKind};
-use super::reader::{BagError, Content, OpenFile, RawMessage, Selection, ZSTD_MAGIC, at};
+use super::reader::{Content, OpenFile, RawMessage, Selection, ZSTD_MAGIC};
 
 /// Bytes of unpacked chunks that are kept, unless a single chunk is larger.
 const CHUNK_MEMORY: usize = 128 << 20;

@@ -31,6 +31,8 @@
 pub mod cdr;
 pub mod msg;
 
+mod budget;
+mod error;
 mod limits;
 mod mcap_file;
 mod messages;
@@ -44,9 +46,10 @@ mod writer;
 use serde::{Deserialize, Serialize};
 
 pub use cdr::CdrError;
+pub use error::BagError;
 pub use limits::{Excess, Limit, Limits};
 pub use messages::Messages;
-pub use reader::{BagError, RawMessage, Reader, Topic};
+pub use reader::{RawMessage, Reader, Topic};
 pub use writer::{Part, PartTopic, WriteError, Writer, write_metadata};
 
 /// A moment as ROS has it: nanoseconds since the epoch of the clock in use. Shown as

@@ -7,158 +7,16 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use super::Stamp;
-use super::limits::{Budget, Excess, Limit, Limits, bytes_on_disk, open_regular};
+use super::budget::{Budget, bytes_on_disk, open_regular};
+use super::error::{BagError, at};
+use super::limits::{Excess, Limit, Limits};
 use super::mcap_file::McapFile;
 use super::messages::{BagFile, Messages};
 use super::metadata::{Metadata, MetadataFile, VERSION};
 use super::records::LONGEST_NAME;
 use super::sqlite_file::SqliteFile;
-use crate::yaml::{self, Bounds, YamlError, shown};
-
-/// A path as messages have it: its name may come with a bag.
-pub(super) fn at(path: &Path) -> String {
-    shown(&path.display().to_string())
-}
-
-/// Why a bag, or a part of it, cannot be read. What comes from the bag is quoted short and without
-/// control characters, what files hold is not quoted.
-#[derive(Debug, thiserror::Error)]
-pub enum BagError {
-    #[error("{}: there is no such file or folder", at(.0))]
-    NotFound(PathBuf),
-    #[error("{} is neither a folder nor a regular file", at(.0))]
-    NoFile(PathBuf),
-    #[error(
-        "{} holds no bag: a rosbag2 folder has a metadata.yaml and .mcap or .db3 files, here there {}",
-        at(path),
-        shown(found)
-    )]
-    NoBag { path: PathBuf, found: String },
-    #[error("{} is neither MCAP nor SQLite (nor a zstd-compressed one){}", at(path), if *is_empty { "; it is empty" } else { "" })]
-    Magic { path: PathBuf, is_empty: bool },
-    #[error(
-        "{} is a ROS 1 recording ({}); only ROS 2 (CDR) is read. Convert it first, for example a .bag with \
-         `rosbags-convert` from the Python package rosbags, or replay it through ros1_bridge and record it with \
-         `ros2 bag record`",
-        at(path),
-        shown(what)
-    )]
-    Ros1 { path: PathBuf, what: String },
-    #[error("{} is not a rosbag2 metadata file: {source}", at(path))]
-    Metadata { path: PathBuf, source: YamlError },
-    #[error("{} lists {}, which is not there", at(metadata), at(file))]
-    MissingFile { metadata: PathBuf, file: PathBuf },
-    #[error(
-        "{} lists {}, which is not in the bag's folder; files of a bag have plain names in it",
-        at(metadata),
-        at(file)
-    )]
-    OutsideFile { metadata: PathBuf, file: PathBuf },
-    #[error(
-        "{} is a link out of the bag's folder, which is not followed; if you trust who made the bag, read it with \
-         --follow-links",
-        at(.0)
-    )]
-    OutsideLink(PathBuf),
-    #[error(
-        "{}: {what} compression \"{}\" is not supported; rosbag2's \"zstd\" is",
-        at(path),
-        shown(format)
-    )]
-    Compression {
-        path: PathBuf,
-        what: &'static str,
-        format: String,
-    },
-    #[error(
-        "{}: topic {} is encoded as \"{}\", but only \"cdr\" (ROS 2) can be read",
-        at(path),
-        shown(topic),
-        shown(encoding)
-    )]
-    Encoding {
-        path: PathBuf,
-        topic: String,
-        encoding: String,
-    },
-    #[error("{} is damaged at byte {offset}: {}", at(path), shown(reason))]
-    Corrupt {
-        path: PathBuf,
-        offset: u64,
-        reason: String,
-    },
-    #[error("{} is damaged or no rosbag2 database: {}", at(path), shown(&source.to_string()))]
-    Sqlite {
-        path: PathBuf,
-        source: rusqlite::Error,
-    },
-    #[error("{} is no rosbag2 database: its table {table} {what}", at(path))]
-    SqliteTable {
-        path: PathBuf,
-        table: &'static str,
-        what: String,
-    },
-    #[error(
-        "{} is damaged, or made to keep its reader busy: it asks for more steps than a database of its size can need",
-        at(.0)
-    )]
-    Endless(PathBuf),
-    #[error(
-        "{} was cut off: {bytes} of {expected} bytes are there, and the messages in the others are missing",
-        at(path)
-    )]
-    SqliteCut {
-        path: PathBuf,
-        bytes: u64,
-        expected: u64,
-    },
-    /// Damage that ends a file, with what it cost.
-    #[error("{source}; of {expected} messages on the topics read {given} could be read")]
-    Incomplete {
-        source: Box<BagError>,
-        given: u64,
-        expected: u64,
-    },
-    #[error(
-        "{} at {log_time}: the message cannot be unpacked: {source}",
-        shown(topic)
-    )]
-    Message {
-        topic: Arc<str>,
-        log_time: Stamp,
-        source: std::io::Error,
-    },
-    /// A bag asks for more than [`Limits`] lets it spend.
-    #[error("{}: {excess}", at(path))]
-    Limit { path: PathBuf, excess: Excess },
-    #[error("{}: {count} more errors are not told", at(path))]
-    More { path: PathBuf, count: u64 },
-    #[error("{}: reading was stopped", at(.0))]
-    Stopped(PathBuf),
-    #[error("{} cannot be read: {source}", at(path))]
-    Io {
-        path: PathBuf,
-        source: std::io::Error,
-    },
-}
-
-impl BagError {
-    pub(super) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| BagError::Io { path, source }
-    }
-
-    /// Whether it holds for all of the bag, not only for what was being read.
-    pub(super) fn is_fatal(&self) -> bool {
-        match self {
-            BagError::Stopped(_) => true,
-            BagError::Limit { excess, .. } => {
-                matches!(excess.limit, Limit::Expansion | Limit::Topics)
-            }
-            _ => false,
-        }
-    }
-}
+use crate::text::excerpt;
+use crate::yaml::{self, Bounds, YamlError};
 
 /// A topic of a bag.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -297,7 +155,7 @@ impl Reader {
             .filter(is_bag)
             .map(|n| folder.join(n))
             .collect();
-        check_count(folder, present.len(), limits)?;
+        check(folder, Limit::Files, present.len(), limits)?;
         let metadata_path = folder.join("metadata.yaml");
         if !metadata_path.is_file() {
             if present.is_empty() {
@@ -361,7 +219,7 @@ impl Reader {
             }
             return not("lists no files");
         }
-        check_count(folder, listed.len(), limits)?;
+        check(folder, Limit::Files, listed.len(), limits)?;
         let (mut files, mut missing) = (Vec::new(), Vec::new());
         let (mut seen, mut again) = (HashSet::new(), 0);
         for name in &listed {
@@ -432,7 +290,7 @@ impl Reader {
                 },
             );
         }
-        check_topics(folder, topics.len(), limits)?;
+        check(folder, Limit::Topics, topics.len(), limits)?;
         // What the files say of themselves, where all of them do, is what can be read.
         let counts = files.iter().map(|file| looks.get(file)?.count);
         let in_files = sum(counts);
@@ -453,7 +311,7 @@ impl Reader {
                 "{} does not list {}, beside it, so that is not read; to read it, too, make \
                  the metadata anew with `ros2 bag reindex`, or remove it",
                 at(metadata_path),
-                shown(&others.join(", "))
+                excerpt(&others.join(", "))
             );
         }
         if !agrees && !is_empty {
@@ -500,7 +358,7 @@ impl Reader {
             for topic in file.topics()? {
                 merge(&mut topics, topic);
             }
-            check_topics(bag, topics.len(), limits)?;
+            check(bag, Limit::Topics, topics.len(), limits)?;
             if let Some((start, end)) = file.times() {
                 times = Some(times.map_or((start, end), |t| (t.0.min(start), t.1.max(end))));
             }
@@ -609,16 +467,9 @@ fn size_of(files: &[PathBuf]) -> u64 {
     sizes.fold(0, |sum, file| sum.saturating_add(bytes_on_disk(&file)))
 }
 
-fn check_count(bag: &Path, files: usize, limits: &Limits) -> Result<(), BagError> {
-    let checked = limits.check(Limit::Files, files as u64);
-    checked.map_err(|excess| BagError::Limit {
-        path: bag.to_owned(),
-        excess,
-    })
-}
-
-fn check_topics(bag: &Path, topics: usize, limits: &Limits) -> Result<(), BagError> {
-    let checked = limits.check(Limit::Topics, topics as u64);
+/// Holds how many there are of something in a bag against its limit.
+fn check(bag: &Path, limit: Limit, count: usize, limits: &Limits) -> Result<(), BagError> {
+    let checked = limits.check(limit, count as u64);
     checked.map_err(|excess| BagError::Limit {
         path: bag.to_owned(),
         excess,

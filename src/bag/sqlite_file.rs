@@ -14,12 +14,14 @@ use rusqlite::config::DbConfig;
 use rusqlite::limits::Limit as SqliteLimit;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::limits::{Budget, Errors, Excess, Limit, bytes_on_disk};
+use super::budget::{Budget, Errors, bytes_on_disk};
+use super::error::{BagError, at};
+use super::limits::{Excess, Limit};
 use super::messages::ENTRY_BYTES;
-use super::reader::{BagError, RawMessage, Selection, Topic, at};
+use super::reader::{RawMessage, Selection, Topic};
 use super::records::LONGEST_NAME;
 use super::sqlite_pages::{FoundRow, Pages};
-use crate::yaml::shown;
+use crate::text::excerpt;
 
 /// Bytes of a file that a row takes at least.
 const ROW_BYTES: u64 = 8;
@@ -119,7 +121,7 @@ impl SqliteFile {
             let kind = kind(&this.connection, table);
             let kind = kind.map_err(|source| this.damaged(source))?;
             if let Some(kind) = kind.filter(|kind| kind != "table") {
-                return Err(this.table(table, format!("is a {}", shown(&kind))));
+                return Err(this.table(table, format!("is a {}", excerpt(&kind))));
             }
             let is_plain = is_plain(&this.connection, table, columns);
             if !is_plain.map_err(|source| this.damaged(source))? {
