@@ -107,9 +107,6 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
     if args.model.len() > 2 {
         bail!("--model can be given twice at the most");
     }
-    if args.repeat == 0 {
-        bail!("--repeat 0 measures nothing");
-    }
     if let Some(path) = &args.json {
         check_file(path)?;
     }

@@ -22,6 +22,7 @@ pub mod quantize;
 pub mod render;
 pub mod report;
 pub mod select;
+mod signals;
 pub mod simulate;
 mod sweeps;
 pub mod terminal;

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub topic: Vec<String>,
     /// Speed: 2 plays twice as fast as recorded
-    #[arg(long, default_value_t = 1.0, value_parser = within::<f64>(1e-3..=1e6))]
+    #[arg(long, default_value_t = 1.0, value_parser = within(RATES))]
     pub rate: f64,
     /// Publish a topic under another name, may be given several times
     #[arg(long, value_name = "FROM:=TO")]
@@ -64,6 +64,9 @@ pub struct Args {
     #[command(flatten)]
     pub limits: BagLimits,
 }
+
+/// Speeds that make sense; at the slowest a second of the recording takes a quarter of an hour.
+const RATES: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
 
 fn parse_pause(text: &str) -> Result<f64, String> {
     const DAY: f64 = 86_400.0;

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::play::Args;
-use super::{Ended, Global, exit, terminal};
+use super::{Ended, Global, exit, signals, terminal};
 use crate::bag::msg::{Detection3DArray, Message, PointCloud2, TfMessage};
 use crate::bag::{BagError, Limits, RawMessage, Reader, Stamp};
 use crate::node::ros::{Spinner, create_node};
@@ -117,17 +117,7 @@ pub fn main() -> ExitCode {
     exit(run(cli.args))
 }
 
-/// Speeds that make sense; at the slowest a second of the recording takes a quarter of an hour.
-const RATES: std::ops::RangeInclusive<f64> = 1e-3..=1e6;
-
 fn run(args: Args) -> anyhow::Result<Ended> {
-    ensure!(
-        RATES.contains(&args.rate),
-        "--rate {} is not a speed; give a number from {} to {}",
-        args.rate,
-        RATES.start(),
-        RATES.end()
-    );
     let stop = Arc::new(AtomicBool::new(false));
     let limits = Limits {
         stop: Some(Arc::clone(&stop)),
@@ -190,7 +180,8 @@ fn run(args: Args) -> anyhow::Result<Ended> {
         latest: None,
         summary: Summary::default(),
     };
-    raise_on_signal(stop)?;
+    // Between two messages of a bag that is damaged there may be much to read.
+    signals::watch(move || stop.store(true, Ordering::Relaxed))?;
     let played = runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
@@ -218,33 +209,6 @@ fn run(args: Args) -> anyhow::Result<Ended> {
         0 => Ended::Done,
         _ => Ended::WithLosses,
     })
-}
-
-/// Raises a flag at SIGINT and SIGTERM, from a thread of its own: between two messages of a bag that is damaged there may
-/// be much to read, and nothing else runs meanwhile.
-fn raise_on_signal(flag: Arc<AtomicBool>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()?;
-    let (mut interrupt, mut terminate) = {
-        let _guard = runtime.enter();
-        (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        )
-    };
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
-                }
-            });
-            flag.store(true, Ordering::Relaxed);
-        })?;
-    Ok(())
 }
 
 /// `FROM:=TO` pairs.

@@ -20,7 +20,7 @@ use super::input::{InputArgs, InputError, Intake};
 use super::numbers::{THREADS, within};
 use super::output::check_empty_folder;
 use super::sweeps::{SweepArgs, Sweeps};
-use super::{Ended, terminal};
+use super::{Ended, signals, terminal};
 use crate::calibration::Policy;
 use crate::calibration::buffer::{CALIBRATION_TOPIC, HELD_OUT_TOPIC};
 use crate::cloud::frames::InputOptions;
@@ -405,34 +405,11 @@ fn watch_parent(parent: i32, stop: Arc<AtomicBool>) -> anyhow::Result<()> {
 fn watch_signals() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_io()
-        .build()
-        .context("cannot watch for signals")?;
-    let signals = {
-        let _guard = runtime.enter();
-        use tokio::signal::unix::{SignalKind, signal};
-        (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        )
-    };
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            let (mut interrupt, mut terminate) = signals;
-            runtime.block_on(async move {
-                loop {
-                    tokio::select! {
-                        _ = interrupt.recv() => {}
-                        _ = terminate.recv() => {}
-                    }
-                    if flag.swap(true, Ordering::Relaxed) {
-                        end_at_once(Ended::Cancelled.code().into());
-                    }
-                }
-            });
-        })?;
+    signals::watch(move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            end_at_once(Ended::Cancelled.code().into());
+        }
+    })?;
     Ok(stop)
 }
 

@@ -68,11 +68,6 @@ pub fn run(args: Args) -> anyhow::Result<Ended> {
         sensor.dropout = args.dropout.unwrap_or(sensor.dropout);
         sensors.push(sensor);
     }
-    anyhow::ensure!(
-        args.rate > 0.0,
-        "--rate {}: needs a positive rate",
-        args.rate
-    );
     let per_scene = (10.0 * args.rate).max(1.0) as usize;
     let plan = Plan {
         seed: args.seed,
