@@ -3,10 +3,11 @@
 //! A service call reaches the node from anybody on the graph, and the node reads and writes with its own rights. So what
 //! is named by a path lies below a folder that the operator has named, or below one of the node's own.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::files::real_place;
 use crate::text::{one_line, shown_all};
 
 /// Longest path that is shown whole, in characters.
@@ -63,9 +64,9 @@ impl Reach {
                 path: named(path),
             });
         }
-        let place = resolved(path);
+        let place = real_place(path).ok();
         let inside = |folder: &PathBuf| {
-            let folder = resolved(folder)?;
+            let folder = real_place(folder).ok()?;
             place
                 .as_ref()
                 .is_some_and(|p| p.starts_with(&folder))
@@ -79,25 +80,6 @@ impl Reach {
                 folders: shown_all(self.0.iter().map(|folder| folder.to_string_lossy())),
             }),
         }
-    }
-}
-
-/// The path without links, as far as it is there; what is not there yet must be plain names.
-fn resolved(path: &Path) -> Option<PathBuf> {
-    let mut missing = Vec::new();
-    let mut there = path;
-    loop {
-        // A link that leads nowhere (yet) is there, and may lead anywhere later.
-        if there.symlink_metadata().is_ok() {
-            let mut place = there.canonicalize().ok()?;
-            place.extend(missing.iter().rev());
-            return Some(place);
-        }
-        match there.components().next_back()? {
-            Component::Normal(name) => missing.push(name),
-            _ => return None,
-        }
-        there = there.parent()?;
     }
 }
 

@@ -1165,7 +1165,7 @@ fn absolute(what: &'static str, path: &Path) -> Result<(), Refusal> {
 }
 
 /// Disks may be slow, and this runtime answers everybody.
-async fn on_a_thread_that_may_wait<T: Send + 'static>(
+pub(super) async fn on_a_thread_that_may_wait<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
     let done = tokio::task::spawn_blocking(work).await;

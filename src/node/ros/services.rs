@@ -21,7 +21,7 @@ use crate::detector::Precision;
 use crate::node::Supervisor;
 use crate::node::pipeline::Active;
 use crate::node::reach::Reach;
-use crate::node::supervisor::{Loaded, Order, Refusal, Started, Wanted};
+use crate::node::supervisor::{Loaded, Order, Refusal, Started, Wanted, on_a_thread_that_may_wait};
 use crate::ptq::recipe::Target;
 use crate::text::shown;
 
@@ -114,7 +114,7 @@ async fn answer(asked: Asked, supervisor: Arc<Supervisor>, reach: Arc<Reach>) {
         }
         Asked::Start(asked) => {
             let request = asked.message.clone();
-            let started = match looked_up(move || order(request, &reach)).await {
+            let started = match on_a_thread_that_may_wait(move || order(request, &reach)).await {
                 Ok(order) => supervisor.calibrate(order).await,
                 Err(refusal) => Err(refusal),
             };
@@ -133,7 +133,7 @@ async fn answer(asked: Asked, supervisor: Arc<Supervisor>, reach: Arc<Reach>) {
                 let place = folder.map(|folder| reach.within("path", Path::new(&folder)));
                 Ok(place.transpose()?)
             };
-            let saved = match looked_up(place).await {
+            let saved = match on_a_thread_that_may_wait(place).await {
                 Ok(folder) => supervisor.save_buffer(folder).await,
                 Err(refusal) => Err(refusal),
             };
@@ -161,7 +161,7 @@ async fn answer(asked: Asked, supervisor: Arc<Supervisor>, reach: Arc<Reach>) {
                     }
                 })
             };
-            let loaded = match looked_up(wanted).await {
+            let loaded = match on_a_thread_that_may_wait(wanted).await {
                 Ok(wanted) => supervisor.load_model(wanted).await,
                 Err(refusal) => Err(refusal),
             };
@@ -229,15 +229,6 @@ fn told(result: Result<String, Refusal>) -> (bool, String) {
 
 fn given(text: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-}
-
-/// Looks for what a request names. Disks may be slow, and this runtime answers everybody.
-async fn looked_up<T: Send + 'static>(
-    look: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-) -> Result<T, Refusal> {
-    tokio::task::spawn_blocking(look)
-        .await
-        .unwrap_or(Err(Refusal::Stopping))
 }
 
 fn order(request: StartCalibration::Request, reach: &Reach) -> Result<Order, Refusal> {
