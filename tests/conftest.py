@@ -19,6 +19,18 @@ surroundings.clean()
 
 
 @pytest.fixture(scope="session")
+def damage():
+    """Turns one bit in the middle of a file."""
+
+    def turn(file: Path) -> None:
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+
+    return turn
+
+
+@pytest.fixture(scope="session")
 def program() -> Path:
     """`centerpoint_ptq` as `make test` built it; CENTERPOINT_PTQ_BIN names another one."""
     named = os.environ.get("CENTERPOINT_PTQ_BIN")

@@ -63,12 +63,10 @@ def test_a_folder_that_quantize_did_not_write_is_refused(store):
     assert store.ids() == []
 
 
-def test_a_model_that_was_damaged_on_the_way_is_not_taken(store, variants):
+def test_a_model_that_was_damaged_on_the_way_is_not_taken(store, variants, damage):
     (folder,) = variants(1)
     file = folder / "pts_backbone_neck_head.onnx"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    damage(file)
     said = store.run("add", folder, code=1)
     assert file.name in said and "SHA-256" in said and "copy it anew" in said
     assert store.ids() == []
@@ -118,13 +116,11 @@ def test_a_model_of_another_float_model_is_not_activated_for_this_one(store, var
     assert "another float model" in said
 
 
-def test_damage_is_found_and_named(store, variants):
+def test_damage_is_found_and_named(store, variants, damage):
     store.run("add", *variants(1))
     (model,) = store.ids()
     file = store.folder / "models" / model / "pts_backbone_neck_head.onnx"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    damage(file)
     said = store.run("list", "--check", code=1)
     assert model in said and file.name in said
     assert file.name in store.run("activate", model, "--node", NODE, code=1)

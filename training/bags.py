@@ -4,42 +4,17 @@ An independent reader of rosbag2 MCAP and of `PointCloud2`: it shares nothing wi
 """
 
 import json
-import struct
 from pathlib import Path
 
 import numpy as np
 from mcap.reader import make_reader
 
+from cdr import Cdr
 from model import CLASSES
 
 DTYPES = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 STEP = 0.005  # metres per count of the cached int16 coordinates, far below the sensor's noise
 REACH = 78.0  # metres kept around the vehicle: the grid's half diagonal, for rotated copies
-
-
-class Cdr:
-    """A cursor over one little-endian CDR message."""
-
-    def __init__(self, data):
-        if data[1] & 1 == 0:
-            raise ValueError("big-endian CDR is not read here")
-        self.data, self.at = data[4:], 0
-
-    def take(self, fmt, align):
-        self.at += -self.at % align
-        value = struct.unpack_from("<" + fmt, self.data, self.at)
-        self.at += struct.calcsize("<" + fmt)
-        return value if len(value) > 1 else value[0]
-
-    def string(self):
-        n = self.take("I", 4)
-        text = self.data[self.at : self.at + n - 1].decode()
-        self.at += n
-        return text
-
-    def header(self):
-        sec, nanosec = self.take("i", 4), self.take("I", 4)
-        return sec * 10**9 + nanosec, self.string()
 
 
 def read_cloud(data):

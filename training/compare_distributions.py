@@ -10,13 +10,13 @@ trained on them: their licences are non-commercial.
 
 import argparse
 import json
-import struct
-import struct
 from pathlib import Path
 
 import numpy as np
 
 from mcap.reader import make_reader
+
+from cdr import Cdr
 
 CLOUD = "/sensing/lidar/top/pointcloud"
 RANGES = [(0, 10), (10, 20), (20, 30), (30, 50)]
@@ -29,28 +29,6 @@ NAMES = {
     "Pedestrian": "PEDESTRIAN", "pedestrian": "PEDESTRIAN", "PEDESTRIAN": "PEDESTRIAN",
     "Cyclist": "BICYCLE", "bicycle": "BICYCLE", "BICYCLIST": "BICYCLE", "BICYCLE": "BICYCLE",
 }
-
-
-class Cdr:
-    """A cursor over one little-endian CDR message. (`bags.py` has one too, but needs torch.)"""
-
-    def __init__(self, data):
-        self.data, self.at = data[4:], 0
-
-    def take(self, form, align):
-        self.at += -self.at % align
-        values = struct.unpack_from("<" + form, self.data, self.at)
-        self.at += struct.calcsize("<" + form)
-        return values if len(values) > 1 else values[0]
-
-    def string(self):
-        length = self.take("I", 4)
-        self.at += length
-        return self.data[self.at - length : self.at - 1].decode()
-
-    def header(self):
-        seconds, nanoseconds = self.take("i", 4), self.take("I", 4)
-        return seconds * 10**9 + nanoseconds, self.string()
 
 
 def read_cloud(data):

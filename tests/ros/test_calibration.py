@@ -201,7 +201,7 @@ def test_the_buffer_is_a_bag_of_what_the_network_saw_and_survives_the_node(ros, 
     )
 
 
-def test_a_node_starts_with_the_model_that_ran_last(ros, eager_model, recipe):
+def test_a_node_starts_with_the_model_that_ran_last(ros, eager_model, recipe, damage):
     live = Live(ros, eager_model, recipe(**LENIENT))
     live.calibrate()
     last = live.finish()
@@ -229,9 +229,7 @@ def test_a_node_starts_with_the_model_that_ran_last(ros, eager_model, recipe):
 
     # A damaged model is not run, and everybody is told.
     backbone = next((live.store / "models" / model).glob("*backbone*.onnx"))
-    data = bytearray(backbone.read_bytes())
-    data[len(data) // 2] ^= 1
-    backbone.write_bytes(data)
+    damage(backbone)
     node, status = restarted()
     assert status["precision"] == "float"
     assert model in status["start"]["problems"][0] and backbone.name in status["start"]["problems"][0]

@@ -58,12 +58,10 @@ def test_a_model_beyond_the_bound_is_refused_by_name_size_and_setting(ros, model
         assert part in said, said
 
 
-def test_an_int8_model_that_is_not_as_it_was_made_is_refused_by_name(ros, variants):
+def test_an_int8_model_that_is_not_as_it_was_made_is_refused_by_name(ros, variants, damage):
     (made,) = variants(1)
     file = made / "pts_backbone_neck_head.onnx"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    damage(file)
     said = refusal(ros, graph.node_command({"model_path": str(made)}))
     assert file.name in said and "not as it was made" in said, said
 
